@@ -1,0 +1,1 @@
+"""Images, masks, textures and the one resize."""

@@ -1,0 +1,1 @@
+"""One contract, one file per back end; each imports its library when it is opened."""

@@ -1,0 +1,1 @@
+"""The exporter: checkpoint to verified ONNX model, precision and engine."""

@@ -1,0 +1,204 @@
+"""Checkpoint to ONNX: trace the export twin, stamp it, verify it, and only then name it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import torch
+
+from destseg_deploy.errors import ExportError
+from destseg_deploy.models.destseg import DeSTSeg
+from destseg_deploy.models.inference import InferenceGraph
+from destseg_deploy.models.weights import load_checkpoint
+from destseg_deploy.predictor import Predictor
+from destseg_deploy.runtime.ort import OrtRuntime
+from destseg_deploy.runtime.pytorch import PyTorchRuntime
+from destseg_deploy.spec import BatchRange, FileRecord, InputSpec, ModelSpec, OutputSpec, spec_path
+from destseg_export.verify import Budget, check_parity, compare, verification_frames
+
+OPSETS = range(18, 24)
+"""torch's exporter writes 18 when it is asked for less; few runtimes read newer ones than 23."""
+
+
+def export_onnx(
+    checkpoint: Path,
+    output: Path,
+    *,
+    category: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    map_size: tuple[int, int] | None = None,
+    batch: BatchRange | None = None,
+    opset: int = 18,
+    verify_images: Sequence[Path] | None = None,
+    budget: Budget | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> ModelSpec:
+    """Export a checkpoint to ONNX, compare it with PyTorch, and write it with its spec.
+
+    Args:
+        checkpoint: ``.safetensors`` with its spec, or an official ``.pckl``.
+        output: The ``.onnx`` file to write. Nothing is written when anything fails.
+        category: Name to record; the checkpoint's unless given.
+        input_size: Height and width of the camera's frames: their antialiased resize becomes part
+            of the graph. The network's size unless given.
+        map_size: Height and width of the returned map; the network's size unless given.
+        batch: Images per call; one number thrice makes the batch static.
+        opset: ONNX opset, one of ``OPSETS``.
+        verify_images: Images to compare on; those of the training data, or rendered ones, unless
+            given.
+        budget: Largest differences allowed.
+        report: Called with a line for each stage.
+
+    Returns:
+        The spec as written.
+
+    Raises:
+        WeightsError, SpecError: If the checkpoint cannot be read.
+        ExportError: If the graph cannot be made.
+        ParityError: If its answers differ from PyTorch's beyond the budget.
+    """
+    model, trained = load_checkpoint(checkpoint)
+    spec = served_spec(trained, category, input_size, map_size, batch)
+    report(f"tracing {checkpoint.name}")
+    proto = trace(model, spec, opset)
+    with _staging(output) as staged:
+        onnx.save_model(proto, staged)
+        spec = replace(spec, artifact=FileRecord(output.name, FileRecord.of(staged).sha256))
+        spec.write(staged)
+        frames, source = verification_frames(verify_images, trained, spec.size)
+        report(f"comparing with PyTorch on {len(frames)} {source}")
+        reference = Predictor(PyTorchRuntime(model, trained))
+        with Predictor(OrtRuntime(staged)) as candidate:
+            parity = compare(reference, candidate, frames)
+        used = budget or Budget()
+        check_parity(parity, used, output.name)
+        spec = replace(spec, parity={"images": source, "budget": asdict(used), **parity.summary()})
+        spec.write(staged)
+    return spec
+
+
+def trace(model: DeSTSeg, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+    """Turn a model into an ONNX graph with the spec's tensors, sizes and batch.
+
+    Raises:
+        ExportError: If the opset is not supported or torch cannot export the graph.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset {opset}: expected {OPSETS.start} to {OPSETS.stop - 1}; torch writes no older."
+        )
+    graph = InferenceGraph(
+        model,
+        network_size=spec.network_size,
+        input_size=spec.size,
+        map_size=spec.map_size,
+        top_k=spec.output.top_k,
+    )
+    batch = spec.input.batch
+    fixed = batch.min == batch.max
+    example = torch.zeros((batch.max if fixed else 2, *spec.size, 3), dtype=torch.uint8)
+    dimension = None if fixed else torch.export.Dim("batch", min=1, max=max(batch.max, 2))
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            input_names=[spec.input.name],
+            output_names=[spec.output.map_name, spec.output.score_name],
+            dynamic_shapes=None if fixed else ({0: dimension},),
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(
+            "torch.onnx.export returned nothing. Install a torch between 2.6 and 2.13."
+        )
+    return _stamped(program.model_proto, spec, opset)
+
+
+def _stamped(proto: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+    """Check what the exporter wrote and put the contract into the file's metadata."""
+    written = {entry.domain: entry.version for entry in proto.opset_import}
+    if written.get("") != opset:
+        raise ExportError(
+            f"opset {opset} was asked for and the exporter wrote {written.get('')}. Pass the "
+            "latter, or use another version of torch."
+        )
+    names = [value.name for value in (*proto.graph.input, *proto.graph.output)]
+    expected = [spec.input.name, spec.output.map_name, spec.output.score_name]
+    if names != expected:
+        raise ExportError(
+            f"the exporter named the tensors {names}, expected {expected}. Change torch."
+        )
+    proto.producer_name = "destseg-deploy"
+    proto.producer_version = version("destseg-deploy")
+    contract = {k: v for k, v in asdict(spec).items() if k in CONTRACT}
+    onnx.helper.set_model_props(proto, {"destseg": json.dumps(contract)})
+    onnx.checker.check_model(proto)
+    return proto
+
+
+CONTRACT = ("format", "category", "precision", "input", "network", "output", "checkpoint")
+"""Entries of the spec that are also in the ONNX file's metadata: those that cannot change later."""
+
+
+def served_spec(
+    trained: ModelSpec,
+    category: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    map_size: tuple[int, int] | None = None,
+    batch: BatchRange | None = None,
+) -> ModelSpec:
+    """Return the spec of a graph to be made from a checkpoint; see ``export_onnx``."""
+    height, width = input_size or trained.network_size
+    map_height, map_width = map_size or trained.network_size
+    return replace(
+        trained,
+        kind="onnx",
+        category=category or trained.category,
+        input=InputSpec(height, width, batch or BatchRange()),
+        output=OutputSpec(map_height, map_width, trained.output.top_k),
+        tools={**trained.tools, "torch": torch.__version__, "onnx": onnx.__version__},
+    )
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """Give a path of the same name in a temporary folder; move it and its spec when all went well.
+
+    The spec is moved last: should the move be interrupted, its hash does not fit and nothing loads.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}-", dir=output.parent))
+    try:
+        staged = folder / output.name
+        yield staged
+        os.replace(staged, output)
+        os.replace(spec_path(staged), spec_path(output))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks about its own internals; errors still surface."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

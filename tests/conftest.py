@@ -1,0 +1,96 @@
+"""Small seeded networks and data that many tests share. Nothing is downloaded."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = (64, 64)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data sets and weights, or skip."""
+    folder = Path(os.environ.get("DESTSEG_DATA", ROOT.parent / "shared"))
+    if not (folder / "datasets").is_dir():
+        pytest.skip(f"no real data at {folder}; set DESTSEG_DATA to test on it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A DeSTSeg with random weights whose maps differ between images and use the range (0, 1).
+
+    BatchNorm's gamma and beta are random, since zero gammas would blank half the convolutions, and
+    its statistics fit, since without them a random network hardly looks at its image.
+    """
+    torch = pytest.importorskip("torch")
+    from destseg_deploy.models.destseg import DeSTSeg
+
+    torch.manual_seed(0)
+    net = DeSTSeg()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    noise = torch.randn(8, 3, *NETWORK) * torch.linspace(0.1, 2, 8).view(8, 1, 1, 1)
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.train()
+        net(noise)
+        for norm in norms:
+            norm.momentum = 0.1
+            norm.eval()
+        net.eval()
+        last = net.segmentation_net.head[4]
+        probability = net(noise)[0].clamp(1e-6, 1 - 1e-6)
+        logits = torch.logit(probability)
+        last.weight.mul_(2 / logits.std())
+        last.bias.sub_(logits.mean()).mul_(2 / logits.std()).sub_(2)
+    return net
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model, tmp_path_factory) -> Path:
+    """The model on disk, with the spec of a 64 x 64 network and a threshold."""
+    from dataclasses import replace
+
+    from destseg_deploy.models.weights import checkpoint_spec, save_checkpoint
+    from destseg_deploy.spec import FileRecord
+    from destseg_deploy.thresholds import by_hand
+
+    path = tmp_path_factory.mktemp("checkpoint") / "cable.safetensors"
+    spec = checkpoint_spec("cable", NETWORK, FileRecord("", ""), teacher={"source": "random"})
+    save_checkpoint(model, replace(spec, threshold=by_hand(0.5)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def onnx_artifact(checkpoint, tmp_path_factory) -> Path:
+    """The checkpoint exported with batches of 1 to 4."""
+    pytest.importorskip("onnx")
+    from destseg_deploy.spec import BatchRange
+    from destseg_export.to_onnx import export_onnx
+
+    path = tmp_path_factory.mktemp("onnx") / "cable-fp32.onnx"
+    export_onnx(checkpoint, path, batch=BatchRange(1, 2, 4))
+    return path
+
+
+@pytest.fixture(scope="session")
+def category(tmp_path_factory) -> Path:
+    """A small sample category, <folder>/cable, of 64 px images."""
+    from destseg_deploy.data.sample import write_sample
+
+    return write_sample(tmp_path_factory.mktemp("data"), size=64, train=6, good=3, per_defect=1)
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    """Three frames at the network's size, noise of different brightness."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, *NETWORK, 3))
+    return (noise * np.array([0.4, 1.0, 0.7])[:, None, None, None]).astype(np.uint8)

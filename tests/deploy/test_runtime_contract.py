@@ -1,0 +1,155 @@
+"""One suite over every runtime: what ``Runtime`` promises, whoever keeps it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from destseg_deploy.errors import BackendError, ShapeError, SpecError
+from destseg_deploy.runtime.base import Prediction
+from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
+
+ROUNDING = 5e-5
+"""The random network amplifies float32 rounding, which changes with the batch, up to this."""
+
+
+def _pytorch(request):
+    from destseg_deploy.runtime.pytorch import PyTorchRuntime
+
+    return PyTorchRuntime.open(request.getfixturevalue("checkpoint"))
+
+
+def _ort(request):
+    pytest.importorskip("onnxruntime")
+    from destseg_deploy.runtime.ort import OrtRuntime
+
+    return OrtRuntime(request.getfixturevalue("onnx_artifact"))
+
+
+RUNTIMES = {
+    "fake": lambda request: FakeRuntime(fake_spec(64, 64)),
+    "pytorch": _pytorch,
+    "ort": _ort,
+}
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request):
+    opened = RUNTIMES[request.param](request)
+    yield opened
+    opened.close()
+
+
+def test_answers_have_the_promised_form(runtime, frames):
+    answer = runtime.infer(frames)
+    assert isinstance(answer, Prediction)
+    assert answer.anomaly_map.shape == (3, *runtime.spec.map_size)
+    assert answer.score.shape == (3,)
+    for array in (answer.anomaly_map, answer.score):
+        assert array.dtype == np.float32
+        assert array.min() >= 0
+        assert array.max() <= 1
+    assert np.ptp(answer.score) > 1e-2, "the frames must be told apart, or nothing here is tested"
+
+
+def test_the_score_is_the_mean_of_the_largest_map_values(runtime, frames):
+    answer = runtime.infer(frames)
+    largest = np.sort(answer.anomaly_map.reshape(3, -1), axis=1)[:, -runtime.spec.output.top_k :]
+    np.testing.assert_allclose(answer.score, largest.mean(axis=1), atol=1e-6)
+
+
+def test_batch_one_equals_batch_n(runtime, frames):
+    together = runtime.infer(frames)
+    for i in range(len(frames)):
+        alone = runtime.infer(frames[i : i + 1])
+        np.testing.assert_allclose(alone.anomaly_map[0], together.anomaly_map[i], atol=ROUNDING)
+        np.testing.assert_allclose(alone.score[0], together.score[i], atol=ROUNDING)
+
+
+def test_order_is_kept(runtime, frames):
+    there = runtime.infer(frames)
+    back = runtime.infer(frames[::-1])
+    np.testing.assert_allclose(back.score[::-1], there.score, atol=ROUNDING)
+
+
+def test_answers_belong_to_the_caller(runtime, frames):
+    first = runtime.infer(frames)
+    kept = first.anomaly_map.copy(), first.score.copy()
+    runtime.infer(255 - frames)
+    np.testing.assert_array_equal(first.anomaly_map, kept[0])
+    np.testing.assert_array_equal(first.score, kept[1])
+    first.anomaly_map[:] = 0
+    np.testing.assert_allclose(runtime.infer(frames).anomaly_map, kept[0], atol=ROUNDING)
+
+
+def test_strided_input_is_read_as_it_is_seen(runtime, frames):
+    wide = np.zeros((3, 64, 128, 3), np.uint8)
+    wide[:, :, ::2] = frames
+    np.testing.assert_allclose(
+        runtime.infer(wide[:, :, ::2]).score, runtime.infer(frames).score, atol=ROUNDING
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x.astype(np.float32) / 255, "float32.*in \\[0, 255\\]"),
+        (lambda x: x.transpose(0, 3, 1, 2), r"\(3, 3, 64, 64\)"),
+        (lambda x: x[:, :32], "--input-size"),
+        (lambda x: x[0], r"\(64, 64, 3\)"),
+        (lambda x: x[:0], "batch of 0"),
+        (lambda x: np.concatenate([x] * 30), "batch of 90"),
+        (lambda x: x.tolist(), "list"),
+    ],
+)
+def test_refuses_what_it_was_not_made_for(runtime, frames, change, words):
+    with pytest.raises(ShapeError, match=words):
+        runtime.infer(change(frames))
+
+
+def test_may_be_shared_by_threads(runtime, frames):
+    alone = [runtime.infer(frames[i : i + 1]).score[0] for i in range(3)]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(runtime.infer, frames[i % 3 : i % 3 + 1]) for i in range(24)]
+    found = [job.result().score[0] for job in jobs]
+    np.testing.assert_allclose(found, [alone[i % 3] for i in range(24)], atol=ROUNDING)
+
+
+def test_close_is_final_and_may_be_repeated(runtime, frames):
+    runtime.close()
+    runtime.close()
+    with pytest.raises(BackendError, match="closed"):
+        runtime.infer(frames)
+
+
+def test_cuda_is_refused_where_there_is_none(request, checkpoint, onnx_artifact):
+    torch = pytest.importorskip("torch")
+    ort = pytest.importorskip("onnxruntime")
+    from destseg_deploy.predictor import load
+
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="sees no CUDA GPU"):
+            load(checkpoint, device="cuda")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        with pytest.raises(BackendError, match="no CUDAExecutionProvider"):
+            load(onnx_artifact, device="cuda")
+    with pytest.raises(BackendError, match="expected cpu"):
+        load(onnx_artifact, device="tpu")
+
+
+def test_a_graph_that_is_not_the_specs_is_refused(onnx_artifact, tmp_path):
+    """A damaged file is caught by its hash, and one whose hash fits by ONNX Runtime itself."""
+    from dataclasses import replace
+
+    from destseg_deploy.runtime.ort import OrtRuntime
+    from destseg_deploy.spec import FileRecord, ModelSpec
+
+    cut = tmp_path / "cable-fp32.onnx"
+    cut.write_bytes(onnx_artifact.read_bytes()[:100_000])
+    spec = ModelSpec.read(onnx_artifact)
+    spec.write(cut)
+    with pytest.raises(SpecError, match="damaged or the pair was mixed up"):
+        OrtRuntime(cut)
+    replace(spec, artifact=FileRecord.of(cut)).write(cut)
+    with pytest.raises(BackendError, match="cannot open it"):
+        OrtRuntime(cut)

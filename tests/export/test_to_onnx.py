@@ -1,0 +1,147 @@
+"""Exported graphs: form, parity, and what happens when one is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from destseg_deploy.data.resize import resize_image
+from destseg_deploy.errors import ExportError, ParityError, ShapeError
+from destseg_deploy.predictor import load
+from destseg_deploy.spec import BatchRange, ModelSpec, sha256
+
+onnx = pytest.importorskip("onnx")
+
+from destseg_export import to_onnx  # noqa: E402 - needs onnx
+
+
+@pytest.fixture(scope="module")
+def camera(checkpoint, tmp_path_factory):
+    """Exported for a camera of 96 x 160 pixels, maps in camera pixels, batches of exactly 2."""
+    path = tmp_path_factory.mktemp("camera") / "cable-fp32.onnx"
+    to_onnx.export_onnx(
+        checkpoint, path, input_size=(96, 160), map_size=(96, 160), batch=BatchRange(2, 2, 2), opset=20
+    )
+    return path
+
+
+def _types(value):
+    tensor = value.type.tensor_type
+    shape = [d.dim_param or d.dim_value for d in tensor.shape.dim]
+    return value.name, onnx.TensorProto.DataType.Name(tensor.elem_type), shape
+
+
+def test_tensors_are_the_contracts(onnx_artifact):
+    graph = onnx.load(onnx_artifact).graph
+    batch = _types(graph.input[0])[2][0]
+    assert isinstance(batch, str)
+    assert _types(graph.input[0]) == ("image", "UINT8", [batch, 64, 64, 3])
+    assert [_types(o) for o in graph.output] == [
+        ("anomaly_map", "FLOAT", [batch, 64, 64]),
+        ("score", "FLOAT", [batch]),
+    ]
+
+
+def test_camera_tensors_are_the_contracts(camera):
+    model = onnx.load(camera)
+    assert _types(model.graph.input[0]) == ("image", "UINT8", [2, 96, 160, 3])
+    assert _types(model.graph.output[0]) == ("anomaly_map", "FLOAT", [2, 96, 160])
+    assert model.opset_import[0].version == 20
+
+
+def test_the_cast_comes_before_anything_else(onnx_artifact):
+    """TensorRT neither transposes nor resizes uint8."""
+    graph = onnx.load(onnx_artifact, load_external_data=False).graph
+    takers = {node.op_type for node in graph.node if "image" in node.input}
+    assert takers - {"Shape"} == {"Cast"}
+
+
+def test_the_teacher_runs_once(onnx_artifact):
+    """Teacher 1 + 12 + 2 convolutions, student 20 + 16 + 3, segmentation 4 + 1 + 7."""
+    graph = onnx.load(onnx_artifact, load_external_data=False).graph
+    assert sum(node.op_type == "Conv" for node in graph.node) == 15 + 39 + 12
+
+
+def test_metadata_says_what_the_spec_says(onnx_artifact):
+    model = onnx.load(onnx_artifact, load_external_data=False)
+    contract = json.loads({p.key: p.value for p in model.metadata_props}["destseg"])
+    spec = json.loads(ModelSpec.read(onnx_artifact).to_json())
+    assert contract == {key: spec[key] for key in to_onnx.CONTRACT}
+    assert "threshold" not in contract, "a threshold in the graph could not be changed later"
+    assert model.producer_name == "destseg-deploy"
+
+
+def test_parity_is_recorded(onnx_artifact):
+    spec = ModelSpec.read(onnx_artifact)
+    assert spec.parity["map_max_abs"] < 1e-4
+    assert spec.parity["control"] > 1e-3
+    assert spec.artifact.sha256 == sha256(onnx_artifact)
+    assert spec.threshold is not None
+
+
+def test_camera_graph_resizes_as_the_host_does(checkpoint, camera):
+    """The resize in the graph gives the same bits as on the host, so the answers agree to rounding."""
+    frames = np.random.default_rng(1).integers(0, 256, (4, 96, 160, 3), dtype=np.uint8)
+    with load(checkpoint) as reference, load(camera) as served:
+        wanted, found = reference(frames, source_maps=True), served(frames)
+        small = np.stack([resize_image(frame, (64, 64)) for frame in frames])
+        np.testing.assert_allclose(reference(small).score, wanted.score, atol=5e-5)
+    np.testing.assert_allclose(found.score, wanted.score, atol=5e-5)
+    np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, atol=5e-5)
+    assert np.abs(np.roll(found.score, 1) - wanted.score).max() > 1e-2, "control: the wrong image"
+
+
+def test_camera_graph_refuses_other_sizes(camera):
+    with load(camera) as served, pytest.raises(ShapeError, match="exported for 160x96"):
+        served(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_a_wrong_size_or_batch_raises_in_onnx_runtime_too(onnx_artifact):
+    """The graph itself refuses, for hosts that call it without this library."""
+    ort = pytest.importorskip("onnxruntime")
+    session = ort.InferenceSession(str(onnx_artifact), providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        session.run(None, {"image": np.zeros((1, 32, 64, 3), np.uint8)})
+
+
+def test_a_wrong_graph_is_refused_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    """Negative control: swap red and blue in the graph; the gate must see it."""
+    original = to_onnx.trace
+
+    def swapped(model, spec, opset):
+        proto = original(model, spec, opset)
+        first = next(node for node in proto.graph.node if node.op_type == "Cast")
+        order = onnx.helper.make_tensor("bgr", onnx.TensorProto.INT64, [3], [2, 1, 0])
+        proto.graph.initializer.append(order)
+        gather = onnx.helper.make_node("Gather", ["image", "bgr"], ["swapped"], axis=3)
+        first.input[0] = "swapped"
+        proto.graph.node.insert(0, gather)
+        return proto
+
+    target = tmp_path / "cable-fp32.onnx"
+    target.write_text("an older export")
+    monkeypatch.setattr(to_onnx, "trace", swapped)
+    with pytest.raises(ParityError, match="differs from PyTorch on 16 images"):
+        to_onnx.export_onnx(checkpoint, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["cable-fp32.onnx"]
+    assert target.read_text() == "an older export"
+
+
+@pytest.mark.parametrize("opset", [11, 17, 24])
+def test_an_opset_that_would_not_be_written_is_refused(checkpoint, tmp_path, opset):
+    with pytest.raises(ExportError, match=f"opset {opset}: expected 18 to 23"):
+        to_onnx.export_onnx(checkpoint, tmp_path / "cable-fp32.onnx", opset=opset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_official_checkpoint_exports(model, tmp_path):
+    """A state dict as the authors publish it needs no spec; it gets the paper's sizes."""
+    torch = pytest.importorskip("torch")
+    from destseg_deploy.models.weights import load_checkpoint
+
+    path = tmp_path / "DeSTSeg_MVTec_5000_cable.pckl"
+    torch.save(model.state_dict(), path)
+    loaded, spec = load_checkpoint(path)
+    assert (spec.category, spec.size, spec.output.top_k) == ("cable", (256, 256), 100)
+    proto = to_onnx.trace(loaded, to_onnx.served_spec(spec), 18)
+    assert _types(proto.graph.input[0])[2][1:] == [256, 256, 3]
