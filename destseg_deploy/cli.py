@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,14 +20,23 @@ VERSION = click.version_option(package_name="destseg-deploy")
 DATA = click.option("--data", type=FOLDER, default="data", help="Folder that holds the categories.")
 DEVICE = click.option("--device", default="cpu", metavar="cpu|cuda[:N]", help="Where to run.")
 THREADS = click.option(
-    "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 lets the back end choose."
+    "--threads",
+    type=click.IntRange(0),
+    default=0,
+    help="CPU threads of ONNX Runtime; 0: its choice.",
 )
 RATE = click.option(
     "--false-reject-rate",
-    type=float,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.01,
     help="Share of good parts that the threshold may reject.",
 )
+
+
+def _known_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r}: expected auto, cpu, cuda or cuda:<index>.")
+    return value
 
 
 @click.command(cls=OneLineErrors)
@@ -72,8 +82,16 @@ RATE = click.option(
     type=float,
     help="Share of normal images kept from training to set the threshold.  [default: the preset's]",
 )
-@click.option("--seed", type=int, default=0, help="Seed of weights, order and anomalies.")
-@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to train.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, help="Seed of weights, order and anomalies."
+)
+@click.option(
+    "--device",
+    default="auto",
+    metavar="auto|cpu|cuda[:N]",
+    callback=_known_device,
+    help="Where to train.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
@@ -141,7 +159,7 @@ def _two_numbers(steps: str | None) -> dict[str, int]:
     if steps is None:
         return {}
     parts = steps.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise click.BadParameter(
             f"{steps!r}: expected two numbers such as 1000,4000", param_hint="--steps"
         )
@@ -194,6 +212,11 @@ def evaluate(
             f"{result.images - result.anomalous} good parts rejected, {judged.missed} of "
             f"{result.anomalous} defects missed"
         )
+    click.echo(f"  {'defect':<20} {'images':>6} {'AUROC':>7} {'lowest score':>13}")
+    for row in result.defects:
+        click.echo(
+            f"  {row.defect:<20} {row.images:>6} {row.image_auroc:>7.4f} {row.lowest_score:>13.4f}"
+        )
     for path in result.vanished:
         click.echo(f"note: the mask of {path} has no pixel left at the map's size", err=True)
 
@@ -205,7 +228,11 @@ def evaluate(
     "--output", type=FOLDER, default="predictions", help="Folder for the table and overlays."
 )
 @click.option(
-    "--format", "table", type=click.Choice(["csv", "json"]), default="csv", help="Of the table."
+    "--format",
+    "table",
+    type=click.Choice(["csv", "json"]),
+    default="csv",
+    help="Format of the table.",
 )
 @click.option("--overlays/--no-overlays", default=True, help="Write a picture for each image.")
 @DEVICE
@@ -226,9 +253,9 @@ def predict(
 ) -> None:
     """Score images: files, folders or quoted globs.
 
-    Writes OUTPUT/predictions.csv (or .json) and an overlay for each image, with the heat map, the
-    contour at the pixel threshold, the score and the verdict. Nothing is written when an image
-    cannot be read.
+    Writes OUTPUT/predictions.csv (or .json), an overlay for each image, with the heat map, the
+    contour at the pixel threshold, the score and the verdict, and overview.png, the highest scores
+    on one page. Nothing is written when an image cannot be read.
     """
     from destseg_deploy.data.images import expand
     from destseg_deploy.prediction import predict_files
@@ -252,8 +279,11 @@ def predict(
         return
     for row in rows:
         click.echo(f"{row.score:.4f}  {row.verdict:<10}  {row.image}")
-    rejected = sum(row.verdict == "anomalous" for row in rows)
-    click.echo(f"{len(rows)} images, {rejected} anomalous. Written to {output}", err=True)
+    found = f"{sum(row.verdict == 'anomalous' for row in rows)} anomalous"
+    if rows[0].verdict == "unjudged":
+        found = f"no threshold yet: destseg-threshold {artifact} --normal FOLDER"
+    click.echo(f"{len(rows)} {'image' if len(rows) == 1 else 'images'}, {found}", err=True)
+    click.echo(f"written to {output}", err=True)
 
 
 @click.command(cls=OneLineErrors)
@@ -286,6 +316,8 @@ def threshold(
 
     if sum(choice is not None for choice in (normal, labelled, value)) > 1:
         raise click.UsageError("Give one of --normal, --labelled and --value.")
+    if pixel is not None and value is None:
+        raise click.UsageError("--pixel goes with --value; the other rules set both thresholds.")
     result: Threshold | None
     if value is not None:
         result = judging.set_by_hand(artifact, value, pixel)

@@ -38,6 +38,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except DestsegError as error:
         raise click.ClickException(" ".join(str(error).split())) from error
+    except BrokenPipeError:
+        raise  # click ends quietly when a reader such as head has seen enough
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{where}{error.strerror or error}") from error

@@ -81,6 +81,23 @@ class TestSet:
 
 
 @dataclass(frozen=True)
+class DefectRow:
+    """How well one defect type is told from the normal images.
+
+    Attributes:
+        defect: Name of its folder.
+        images: Number of images.
+        image_auroc: Of these against all normal images.
+        lowest_score: The score of the one that is hardest to see.
+    """
+
+    defect: str
+    images: int
+    image_auroc: float
+    lowest_score: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The metrics of a test set, each in [0, 1].
 
@@ -91,6 +108,7 @@ class Evaluation:
         image_f1_max: Best F1 of image scores.
         image_f1_threshold: The score above which an image is then anomalous.
         pixel: Metrics of the maps, or None without ground truth.
+        defects: A row for each defect type.
         vanished: Anomalous images whose mask is empty at the size of the maps.
     """
 
@@ -100,6 +118,7 @@ class Evaluation:
     image_f1_max: float
     image_f1_threshold: float
     pixel: PixelMetrics | None
+    defects: tuple[DefectRow, ...] = ()
     vanished: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, float]]:
@@ -196,8 +215,23 @@ def compute_metrics(test: TestSet) -> Evaluation:
         image_f1_max=best,
         image_f1_threshold=threshold,
         pixel=None if test.masks is None else pixel_metrics(test.maps, test.masks),
+        defects=_by_defect(test),
         vanished=tuple(str(path) for path in test.vanished),
     )
+
+
+def _by_defect(test: TestSet) -> tuple[DefectRow, ...]:
+    names = np.array([sample.defect for sample in test.samples])
+    normal = ~test.labels
+    rows = []
+    for defect in sorted(set(names[test.labels])):
+        chosen = names == defect
+        scores = test.scores[chosen | normal]
+        auroc = image_auroc(scores, chosen[chosen | normal])
+        rows.append(
+            DefectRow(str(defect), int(chosen.sum()), auroc, float(test.scores[chosen].min()))
+        )
+    return tuple(rows)
 
 
 def _check_both_kinds(samples: Sequence[Sample], category: Path) -> None:

@@ -8,17 +8,24 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from destseg_deploy.data.images import read_image
+from destseg_deploy.errors import DataError
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.spec import ModelSpec
-from destseg_deploy.visualize import overlay, write_png
+from destseg_deploy.visualize import contact_sheet, overlay, write_png
+
+OVERVIEW_TILES = 24
+OVERVIEW_WIDTH = 320
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ def predict_files(
 ) -> list[Row]:
     """Score image files and write ``<output>/predictions.<table>`` and ``<output>/overlays``.
 
-    Everything is made in a temporary folder first, so an unreadable image leaves nothing behind.
+    ``<output>/overview.png`` shows the overlays of the highest scores on one page. Everything
+    is made in a temporary folder first, so an unreadable image leaves nothing behind.
 
     Args:
         predictor: The model.
@@ -68,35 +76,41 @@ def predict_files(
         report: Called with the number of images done, their total, and the latest one's name.
 
     Raises:
-        DataError: If an image cannot be read.
+        DataError: If there is no image, or one cannot be read.
         ShapeError: If the artifact takes no images of that size.
     """
     names = overlay_names(images)
     rows = []
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=output) as folder:
-        staged = Path(folder)
+    with _staging(output) as staged:
         for i, (frame, prediction) in enumerate(_scored(predictor, images, batch_size)):
-            rows.append(_row(predictor.spec, images[i], prediction))
+            rows.append(_row(predictor, images[i], prediction))
             if overlays:
                 picture = _draw(predictor.spec, frame, prediction)
                 write_png(staged / "overlays" / names[i], picture)
             report(i + 1, len(images), images[i].name)
         _write_table(rows, staged / f"predictions.{table}")
-        _move_into(staged, output)
+        if overlays:
+            write_png(staged / "overview.png", _overview(rows, names, staged / "overlays"))
     return rows
 
 
 def overlay_names(images: Sequence[Path]) -> list[Path]:
-    """Return a distinct ``.png`` name for each image, keeping folders that tell them apart."""
+    """Return a distinct ``.png`` name for each image, keeping folders that tell them apart.
+
+    Raises:
+        DataError: If there is no image.
+    """
+    if not images:
+        raise DataError("images: none were passed. Pass at least one image file.")
     parents = [path.resolve().parent for path in images]
     root = Path(os.path.commonpath(parents))
     names: list[Path] = []
     taken: set[Path] = set()
     for path, parent in zip(images, parents, strict=True):
-        name = parent.relative_to(root) / f"{path.stem}.png"
-        if name in taken:  # a.jpg beside a.png
-            name = parent.relative_to(root) / f"{path.name}.png"
+        stems = chain((path.stem, path.name), (f"{path.name}-{i}" for i in count(2)))
+        folder = parent.relative_to(root)
+        # a.jpg may lie beside a.png, and a.jpg.png beside both
+        name = next(name for stem in stems if (name := folder / f"{stem}.png") not in taken)
         taken.add(name)
         names.append(name)
     return names
@@ -117,16 +131,14 @@ def _scored(
         yield waiting.popleft(), prediction
 
 
-def _row(spec: ModelSpec, image: Path, prediction: Prediction) -> Row:
+def _row(predictor: Predictor, image: Path, prediction: Prediction) -> Row:
     score = float(prediction.score[0])
     anomaly_map = prediction.anomaly_map[0]
     y, x = divmod(int(anomaly_map.argmax()), anomaly_map.shape[1])
-    threshold = spec.threshold
-    if threshold is None:
-        verdict, normalized = "unjudged", None
-    else:
-        verdict = "anomalous" if score > threshold.score else "normal"
-        normalized = threshold.normalized(score)
+    verdict, normalized = "unjudged", None
+    if predictor.spec.threshold is not None:
+        verdict = "anomalous" if predictor.is_anomalous(prediction)[0] else "normal"
+        normalized = float(predictor.normalized_score(prediction)[0])
     return Row(str(image), score, normalized, verdict, float(anomaly_map[y, x]), x, y)
 
 
@@ -141,6 +153,18 @@ def _draw(spec: ModelSpec, frame: NDArray[np.uint8], prediction: Prediction) -> 
     )
 
 
+def _overview(rows: Sequence[Row], names: Sequence[Path], folder: Path) -> NDArray[np.uint8]:
+    """Return one page with the overlays of the highest scores, highest first."""
+    order = sorted(range(len(rows)), key=lambda i: -rows[i].score)[:OVERVIEW_TILES]
+    tiles = []
+    for i in order:
+        with Image.open(folder / names[i]) as picture:
+            picture.thumbnail((OVERVIEW_WIDTH, 2 * OVERVIEW_WIDTH))
+            tiles.append(np.asarray(picture.convert("RGB")))
+    captions = [str(names[i].with_suffix("")) for i in order]
+    return contact_sheet(tiles, columns=6, tile_width=OVERVIEW_WIDTH, captions=captions)
+
+
 def _write_table(rows: Sequence[Row], path: Path) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
@@ -149,6 +173,25 @@ def _write_table(rows: Sequence[Row], path: Path) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """Give a folder inside ``output`` and move what it holds there when all went well.
+
+    Folders that were made for nothing are removed again.
+    """
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=output) as staged:
+            yield Path(staged)
+            _move_into(Path(staged), output)
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _move_into(staged: Path, output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -207,6 +208,8 @@ def load(path: str | Path, *, device: str = "cpu", threads: int = 0) -> Predicto
     path = Path(path)
     if not path.is_file():
         raise BackendError(f"{path}: no such file. Expected a .onnx or .safetensors artifact.")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise BackendError(f"device {device!r}: expected cpu, cuda or cuda:<index>.")
     if path.suffix == ".onnx":
         from destseg_deploy.runtime.ort import OrtRuntime
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class BatchRange:
             SpecError: If the text is neither.
         """
         parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
+        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
             raise SpecError(f"batch {text!r}: expected MIN:OPT:MAX such as 1:1:16, or one number")
         numbers = [int(part) for part in parts]
         return cls(*numbers) if len(numbers) == 3 else cls(*numbers * 3)
@@ -127,12 +128,12 @@ class Threshold:
         """Map a raw score to [0, 1] so that the threshold comes to lie at 0.5.
 
         Linear from (0, 0) to (threshold, 0.5) and from there to (1, 1): the same for every model,
-        so that an operator can compare lines. Ranking and verdict are unchanged.
+        so that an operator can compare lines. Ranking and verdict are unchanged: only what is
+        greater than the threshold comes to lie above 0.5.
         """
-        limit = min(max(self.score, 1e-6), 1 - 1e-6)
-        if score <= limit:
-            return max(0.0, 0.5 * score / limit)
-        return min(1.0, 0.5 + 0.5 * (score - limit) / (1 - limit))
+        if score > self.score:
+            return min(1.0, 0.5 + 0.5 * (score - self.score) / max(1 - self.score, 1e-6))
+        return max(0.0, 0.5 * score / self.score) if self.score > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,8 @@ class ModelSpec:
         _check_choice(spec.kind, KINDS, f"{where}: kind")
         _check_choice(spec.precision, PRECISIONS, f"{where}: precision")
         _check_choice(spec.network.resize, (RESIZE,), f"{where}: network.resize")
+        for name, only in (("dtype", "uint8"), ("layout", "NHWC"), ("color", "RGB")):
+            _check_choice(getattr(spec.input, name), (only,), f"{where}: input.{name}")
         return spec
 
     @classmethod
@@ -269,8 +272,13 @@ class ModelSpec:
         """Make sure that this spec describes that very file.
 
         Raises:
-            SpecError: If the file's content is not what the spec was written for.
+            SpecError: If the file is not there, or not what the spec was written for.
         """
+        if not artifact.is_file():
+            raise SpecError(
+                f"{artifact}: no such file, only its spec. Copy {self.artifact.file} here too, or "
+                f"rerun destseg-export --category {self.category}"
+            )
         found = sha256(artifact)
         if found != self.artifact.sha256:
             raise SpecError(
@@ -299,16 +307,12 @@ def _check_choice(value: str, choices: tuple[str, ...], what: str) -> None:
 def _build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """Make a (nested) dataclass from parsed JSON, checking names and types."""
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass here
-    if unknown := sorted(set(data) - set(fields)):
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]  # T is a dataclass here
+    if unknown := sorted(set(data) - set(names)):
         raise SpecError(f"{where}: unknown entry {unknown[0]!r}. Export again with this version.")
-    values = {}
-    for name, f in fields.items():
-        if name in data:
-            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise SpecError(f"{where}: entry {name!r} is missing. Restore it or export again.")
-    return cls(**values)
+    if missing := [name for name in names if name not in data]:
+        raise SpecError(f"{where}: entry {missing[0]!r} is missing. Restore it or export again.")
+    return cls(**{name: _convert(hints[name], data[name], f"{where}: {name}") for name in names})
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -322,9 +326,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _build(hint, value, where)
     if origin is tuple and isinstance(value, list) and len(value) == len(typing.get_args(hint)):
         return tuple(_convert(float, item, where) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    plain = not isinstance(value, bool)
+    if hint is float and plain and isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     expected = origin or hint
-    if isinstance(expected, type) and isinstance(value, expected) and not isinstance(value, bool):
+    if hint is not float and plain and isinstance(value, expected):
         return value
-    raise SpecError(f"{where} is {value!r}, expected {hint}. Restore it or export again.")
+    name = getattr(hint, "__name__", hint) if origin is None else hint
+    raise SpecError(f"{where} is {value!r}, expected {name}. Restore it or export again.")

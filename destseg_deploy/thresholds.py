@@ -30,12 +30,16 @@ def from_normal(
         rate: Share of good parts that may be rejected, in (0, 1).
 
     Raises:
-        MetricError: If there are no scores, or the rate is out of range.
+        MetricError: If there are no scores, one is not finite, or the rate is out of range.
     """
     count = len(scores)
     if count == 0:
         raise MetricError(
             "threshold: no normal images. Pass a folder of images that were not trained on."
+        )
+    if not (np.isfinite(scores).all() and np.isfinite(peaks).all()):
+        raise MetricError(
+            "threshold: a score or map is not finite. Check the model with destseg-evaluate."
         )
     if not 0 < rate < 1:
         raise MetricError(
@@ -48,7 +52,7 @@ def from_normal(
         rule = (
             f"largest of {count} normal images: they support a false-reject rate of "
             f"{possible:.2%}, not the {rate:.2%} asked for, which takes "
-            f"{math.ceil(1 / rate) - 1} images"
+            f"{math.ceil((1 - 1e-9) / rate) - 1} images"
         )
         rate = possible
     return Threshold(

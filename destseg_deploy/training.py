@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,7 +30,12 @@ from destseg_deploy.errors import BackendError, TrainingError
 from destseg_deploy.evaluation import score_images
 from destseg_deploy.models.destseg import DeSTSeg, cosine_distances, upsample
 from destseg_deploy.models.inference import normalize_pixels
-from destseg_deploy.models.weights import checkpoint_spec, load_teacher, save_checkpoint
+from destseg_deploy.models.weights import (
+    checkpoint_spec,
+    fit_statistics,
+    load_teacher,
+    save_checkpoint,
+)
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.pytorch import PyTorchRuntime
 from destseg_deploy.spec import FileRecord, ModelSpec, Threshold
@@ -102,8 +108,9 @@ PRESETS = {
         name="quick",
         size=128,
         batch_size=8,
-        student_steps=200,
-        segmentation_steps=300,
+        student_steps=100,
+        segmentation_steps=220,
+        head_lr=0.05,
         decay="cosine",
         holdout=0.2,
     ),
@@ -196,6 +203,8 @@ def train(
         seed=recipe.seed,
         samples=recipe.batch_size * (recipe.student_steps + recipe.segmentation_steps),
     )
+    if teacher == "random":
+        fit_statistics(model.teacher_net, _first_images(dataset))
     run = _Run(model.to(place), recipe, place, _autocast_type(precision, place))
     started = time.perf_counter()
     losses = run.fit(batches(dataset, recipe.batch_size, workers=workers), report)
@@ -230,6 +239,12 @@ def _held_out_threshold(
     model = model.cpu()
     scores, peaks = score_images(Predictor(PyTorchRuntime(model, spec)), images)
     return from_normal(scores, peaks, rate)
+
+
+def _first_images(dataset: AnomalyDataset, count: int = 32) -> Tensor:
+    """Return some normal images, float (N, 3, H, W), normalised."""
+    stacked = np.stack(dataset.images[:count]).transpose(0, 3, 1, 2)
+    return normalize_pixels(torch.from_numpy(stacked).float())
 
 
 def split_holdout(images: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:

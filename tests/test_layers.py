@@ -69,7 +69,9 @@ def test_rooms_import_only_what_the_table_allows(path):
     parts = path.relative_to(SOURCES["destseg_deploy"]).with_suffix("").parts
     room = parts[0]
     imported = _imports(path)
-    others = {name for name in imported if name.split(".")[0] in ("destseg_export", "destseg_bench")}
+    others = {
+        name for name in imported if name.split(".")[0] in ("destseg_export", "destseg_bench")
+    }
     assert not others, f"{path} imports {others}"
     heavy = {name.split(".")[0] for name in imported} & HEAVY
     assert heavy <= MAY_NEED.get("/".join(parts), set()) | MAY_NEED.get(room, set())
@@ -80,7 +82,10 @@ def test_rooms_import_only_what_the_table_allows(path):
 
 
 def test_the_exporter_and_the_benchmark_do_not_know_each_other():
-    for package, other in (("destseg_export", "destseg_bench"), ("destseg_bench", "destseg_export")):
+    for package, other in (
+        ("destseg_export", "destseg_bench"),
+        ("destseg_bench", "destseg_export"),
+    ):
         for path in _files(package):
             assert not any(name.startswith(other) for name in _imports(path)), path
 

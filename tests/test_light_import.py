@@ -1,4 +1,4 @@
-"""Importing the library loads nothing heavy, and it works where torch and onnx are not installed."""
+"""Importing the library loads nothing heavy, and it works where torch is not installed."""
 
 import subprocess
 import sys

@@ -49,11 +49,17 @@ def test_a_wheel_holds_exactly_the_three_packages(tmp_path):
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
     ignore = {".git", ".venv", "build", "demo"}
-    tracked = [p for p in ROOT.iterdir() if p.name not in ignore and not p.name.endswith("egg-info")]
+    tracked = [
+        p for p in ROOT.iterdir() if p.name not in ignore and not p.name.endswith("egg-info")
+    ]
     source.mkdir()
     for path in tracked:
         (source / path.name).symlink_to(path)
-    command = [sys.executable, "-c", "from setuptools.build_meta import build_wheel as b; print(b('dist'))"]
+    command = [
+        sys.executable,
+        "-c",
+        "from setuptools.build_meta import build_wheel as b; print(b('dist'))",
+    ]
     subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=300)
     (wheel,) = (source / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

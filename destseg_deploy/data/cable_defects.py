@@ -86,8 +86,8 @@ def _swap_wires(rng: np.random.Generator, part: Part) -> Part:
 def _cut_insulation(rng: np.random.Generator, part: Part) -> Part:
     """Cut a notch into a wire's insulation, from a nick to a cut down to the copper."""
     _, wire = _pick_wire(rng, part)
-    angle, opening = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.30)
-    depth = rng.uniform(0.35, 1.0) * WIRE_RADIUS * (1 - BORE)
+    angle, opening = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.55)
+    depth = rng.uniform(0.5, 1.0) * WIRE_RADIUS * (1 - BORE)
     across = np.linspace(-1, 1, 11, dtype=np.float32)
     rough = rng.uniform(0.75, 1.0, 11) * (1 - np.abs(across) ** 1.5)
     rim = np.stack([_direction(angle + opening * a) for a in across])
@@ -101,9 +101,9 @@ def _cut_insulation(rng: np.random.Generator, part: Part) -> Part:
 
 
 def _remove_strands(rng: np.random.Generator, part: Part) -> Part:
-    """Take three to fourteen neighbouring strands out of a wire."""
+    """Take five to nineteen neighbouring strands out of a wire."""
     k, wire = _pick_wire(rng, part)
-    gone = _outermost(wire, rng.uniform(0, 2 * np.pi), int(rng.integers(3, 15)))
+    gone = _outermost(wire, rng.uniform(0, 2 * np.pi), int(rng.integers(5, 20)))
     return _with_wire(part, k, replace(wire, strands=np.delete(wire.strands, gone, axis=0)))
 
 
@@ -121,7 +121,7 @@ def _poke(rng: np.random.Generator, part: Part) -> Part:
     _, wire = _pick_wire(rng, part)
     middle = WIRE_RADIUS * (1 + BORE) / 2
     centre = wire.centre + middle * _direction(rng.uniform(0, 2 * np.pi))
-    radius = rng.uniform(0.013, 0.032)
+    radius = rng.uniform(0.018, 0.045)
     r, g, b = (min(1.0, float(c) * 1.5 + 0.05) for c in wire.colour)
     rim = Mark(_blob(rng, centre, radius * 1.5, 0.15), (r, g, b), rng.uniform(0.3, 0.8), blur=0.006)
     hole = Mark(
@@ -132,14 +132,14 @@ def _poke(rng: np.random.Generator, part: Part) -> Part:
 
 def _scratch(rng: np.random.Generator, part: Part) -> Part:
     """Draw a thin, bowed scratch across the cut face."""
-    angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.18, 0.75)
+    angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.1)
     start = rng.uniform(0, 0.6) * _direction(rng.uniform(0, 2 * np.pi))
     t = np.linspace(-0.5, 0.5, 24)[:, None]
     along, side = _direction(angle), _direction(angle + np.pi / 2)
     bow = rng.normal(0, 0.12) * t**2 + rng.normal(0, 0.002, t.shape)
     points = (start + length * (t * along + bow * side)).astype(np.float32)
     tone = rng.uniform(0.68, 0.9) if rng.random() < 0.7 else 0.08
-    opacity, width = rng.uniform(0.4, 1.0), rng.uniform(0.009, 0.02)
+    opacity, width = rng.uniform(0.5, 1.0), rng.uniform(0.011, 0.03)
     return replace(part, marks=(Mark(points, (tone, tone, tone), opacity, width, 0.003, 0.6),))
 
 
@@ -147,9 +147,9 @@ def _stain(rng: np.random.Generator, part: Part) -> Part:
     """Leave a soft stain of oil, rust or dust anywhere on the cable."""
     tones: tuple[Rgb, ...] = ((0.09, 0.07, 0.05), (0.42, 0.24, 0.10), (0.72, 0.70, 0.64))
     centre = rng.uniform(0, 0.65) * _direction(rng.uniform(0, 2 * np.pi))
-    outline = _blob(rng, centre, rng.uniform(0.06, 0.2), 0.25)
+    outline = _blob(rng, centre, rng.uniform(0.1, 0.28), 0.25)
     tone = tones[int(rng.integers(len(tones)))]
-    opacity, blur = rng.uniform(0.3, 0.85), rng.uniform(0.008, 0.03)
+    opacity, blur = rng.uniform(0.45, 0.95), rng.uniform(0.008, 0.03)
     return replace(part, marks=(Mark(outline, tone, opacity, blur=blur, patchy=0.8),))
 
 

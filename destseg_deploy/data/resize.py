@@ -25,6 +25,10 @@ from destseg_deploy.errors import ShapeError
 SCALE = 1 << 16
 """Denominator of the weights: 255 · 2¹⁶ < 2²⁴, the integers that float32 counts exactly."""
 
+PILLOW_SCALE = 1 << 22
+NOISE = 1e-6
+"""In units of 2⁻¹⁶: above float64's own error in a weight, below a remainder that counts."""
+
 
 def resize_matrix(source: int, target: int) -> NDArray[np.float32]:
     """Return the weights that resize ``source`` pixels to ``target`` along one axis.
@@ -54,10 +58,17 @@ def resize_matrix(source: int, target: int) -> NDArray[np.float32]:
 
 
 def _round_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to integers, keeping each row's integral sum: the largest remainders go up."""
-    floor = np.floor(rows)
+    """Round to integers, keeping each row's integral sum: what Pillow rounds up goes up first.
+
+    Pillow rounds each weight to a multiple of 2⁻²², and a sum that lies exactly half way between
+    two grey levels then falls to the side of these errors. With errors of the same sign here, it
+    falls to the same side.
+    """
+    floor = np.floor(rows + NOISE)
     missing = np.rint((rows - floor).sum(axis=1)).astype(int)
-    order = np.argsort(floor - rows, axis=1, kind="stable")
+    fine = rows * (PILLOW_SCALE // SCALE)
+    error = np.where(rows - floor > NOISE, np.rint(fine) - fine, -1.0)  # whole weights stay
+    order = np.argsort(-error, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(rows.shape[1])[None, :], axis=1)
     return np.where(ranks < missing[:, None], floor + 1, floor)

@@ -79,6 +79,28 @@ def load_teacher(
     return {"source": origin, "file": path.name, "sha256": digest}
 
 
+@torch.no_grad()
+def fit_statistics(teacher: Teacher, images: Tensor) -> None:
+    """Fit the BatchNorm statistics of a random teacher to images, so that its features differ.
+
+    Without it each channel of a random network is nearly constant, and there is little for a
+    student to learn.
+
+    Args:
+        teacher: Changed in place; in eval mode afterwards as before.
+        images: float (N, 3, H, W), ImageNet-normalised.
+    """
+    norms = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = 1.0  # the statistics of this one batch
+        norm.train()
+    teacher(images)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.eval()
+
+
 def torchvision_teacher(cache: Path | None = None, url: str = TEACHER_URL) -> Path:
     """Return torchvision's V1 file from torch's own cache, downloading it once.
 

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
 from destseg_deploy.console import OneLineErrors, OneLineErrorsGroup
-from destseg_deploy.errors import DestsegError
+from destseg_deploy.errors import SpecError
 from destseg_deploy.spec import BatchRange, ModelSpec
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-class Size(click.ParamType[tuple[int, int]]):
-    """HEIGHTxWIDTH in pixels."""
-
-    name = "HxW"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Read ``1024x1280`` as (1024, 1280)."""
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).lower().split("x")
-        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r}: expected HEIGHTxWIDTH such as 1024x1280", param, ctx)
-        return int(parts[0]), int(parts[1])
+def _size(text: str) -> tuple[int, int]:
+    """Read ``1024x1280`` as (1024, 1280), height first."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{text!r}: expected HEIGHTxWIDTH such as 1024x1280.")
+    return int(parts[0]), int(parts[1])
 
 
-class Batch(click.ParamType[BatchRange]):
-    """MIN:OPT:MAX, or one number."""
-
-    name = "MIN:OPT:MAX"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> BatchRange:
-        """Read ``1:4:16``, or ``4`` for always 4."""
-        try:
-            return value if isinstance(value, BatchRange) else BatchRange.parse(str(value))
-        except DestsegError as error:
-            self.fail(str(error), param, ctx)
+def _batch(text: str) -> BatchRange:
+    """Read ``1:4:16``, or ``4`` for always 4."""
+    try:
+        return BatchRange.parse(text)
+    except SpecError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group(cls=OneLineErrorsGroup, invoke_without_command=True)
@@ -57,15 +42,23 @@ class Batch(click.ParamType[BatchRange]):
 @click.option("--output", type=FOLDER, default="artifacts", help="Folder for the model.")
 @click.option(
     "--input-size",
-    type=Size(),
-    help="Size of the camera's frames; their antialiased resize becomes part of the graph. "
+    type=_size,
+    metavar="HxW",
+    help="Size of the camera's frames; their antialiased resize becomes part of the graph.  "
     "[default: the network's size, any frame resized on the host]",
 )
 @click.option(
-    "--map-size", type=Size(), help="Size of the returned map.  [default: the network's size]"
+    "--map-size",
+    type=_size,
+    metavar="HxW",
+    help="Size of the returned map.  [default: the network's size]",
 )
 @click.option(
-    "--batch", type=Batch(), default="1:1:16", help="Images per call; one number fixes it."
+    "--batch",
+    type=_batch,
+    metavar="MIN:OPT:MAX",
+    default="1:1:16",
+    help="Images per call; one number fixes it.",
 )
 @click.option("--opset", type=int, default=18, help="ONNX opset, 18 to 23.")
 @click.option(
@@ -73,8 +66,18 @@ class Batch(click.ParamType[BatchRange]):
     type=FOLDER,
     help="Images to compare on.  [default: the training data's test images, or rendered ones]",
 )
-@click.option("--max-map-difference", type=float, default=1e-4, help="Budget of the parity gate.")
-@click.option("--max-score-difference", type=float, default=1e-4, help="Budget of the parity gate.")
+@click.option(
+    "--max-map-difference",
+    type=float,
+    default=1e-4,
+    help="Largest difference of a map's pixel from PyTorch's.",
+)
+@click.option(
+    "--max-score-difference",
+    type=float,
+    default=1e-4,
+    help="Largest difference of a score from PyTorch's.",
+)
 @click.version_option(package_name="destseg-deploy")
 @click.pass_context
 def export(
@@ -119,24 +122,23 @@ def export(
         budget=Budget(max_map_difference, max_score_difference),
         report=lambda line: click.echo(line, err=True),
     )
-    parity = spec.parity
     click.echo(f"model    {target}")
     click.echo(
         f"input    {spec.input.name}: uint8 (N, {spec.input.height}, {spec.input.width}, 3) RGB"
     )
     click.echo(f"batch    {spec.input.batch}")
-    click.echo(
-        f"parity   map {parity['map_max_abs']:.1e}, score {parity['score_max_abs']:.1e} on "
-        f"{parity['count']} {parity['images']}; a wrong image's answer: {parity['control']:.1e}"
-    )
+    click.echo(f"parity   {_parity_line(spec.parity)}")
 
 
 @export.command(cls=OneLineErrors)
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole spec as JSON.")
+@click.version_option(package_name="destseg-deploy")
 def inspect(file: Path, as_json: bool) -> None:
     """Print what the spec of an artifact says, after checking that it fits the file."""
     spec = ModelSpec.read(file)
+    if file.suffix == ".json":
+        file = file.with_name(spec.artifact.file)
     spec.check_artifact(file)
     if as_json:
         click.echo(spec.to_json(), nl=False)
@@ -150,10 +152,18 @@ def inspect(file: Path, as_json: bool) -> None:
         "outputs": f"{spec.output.map_name}: float32 (N, {spec.output.height}, "
         f"{spec.output.width}); {spec.output.score_name}: float32 (N,), top {spec.output.top_k}",
         "threshold": "none" if threshold is None else f"{threshold.score:.6f} ({threshold.rule})",
-        "teacher": json.dumps(spec.teacher),
-        "parity": json.dumps(spec.parity),
-        "checkpoint": f"{spec.checkpoint.file} {spec.checkpoint.sha256[:12]}",
-        "tools": json.dumps(spec.tools),
+        "teacher": spec.teacher.get("source", "unknown"),
+        "parity": _parity_line(spec.parity) if spec.parity else "not an export",
+        "checkpoint": f"{spec.checkpoint.file}, sha256 {spec.checkpoint.sha256[:12]}",
+        "made with": ", ".join(f"{name} {version}" for name, version in spec.tools.items()),
     }
     for name, value in lines.items():
-        click.echo(f"{name:<11}{value}")
+        click.echo(f"{name:<12}{value}")
+
+
+def _parity_line(parity: dict[str, Any]) -> str:
+    largest, score, control = (
+        f"{parity.get(name, math.nan):.1e}" for name in ("map_max_abs", "score_max_abs", "control")
+    )
+    where = f"{parity.get('count')} {parity.get('images')}"
+    return f"map {largest}, score {score} on {where} (another image's map: {control})"

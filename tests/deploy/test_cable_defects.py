@@ -71,7 +71,7 @@ def test_missing_strands_are_neighbours_at_the_border(seed: int) -> None:
     assert not part.marks
     lost = np.subtract(strand_counts(normal), strand_counts(part))
     (k,) = np.flatnonzero(lost)
-    assert 3 <= lost[k] <= 14
+    assert 5 <= lost[k] <= 19
     left = {tuple(strand) for strand in part.wires[k].strands}
     all_strands = normal.wires[k].strands
     gone = np.array([tuple(strand) not in left for strand in all_strands])
@@ -97,7 +97,7 @@ def test_insulation_is_damaged_between_the_copper_and_the_outside(defect: str, s
     damage = np.concatenate([mark.points for mark in part.marks])
     from_wires = [np.hypot(*(damage - wire.centre).T) for wire in part.wires]
     closest = min(from_wires, key=lambda distance: float(distance.max()))
-    assert BORE * WIRE_RADIUS * 0.95 < closest.min()
+    assert BORE * WIRE_RADIUS * 0.9 < closest.min()
     assert closest.max() < 1.1 * WIRE_RADIUS
 
 

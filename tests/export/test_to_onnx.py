@@ -20,7 +20,12 @@ def camera(checkpoint, tmp_path_factory):
     """Exported for a camera of 96 x 160 pixels, maps in camera pixels, batches of exactly 2."""
     path = tmp_path_factory.mktemp("camera") / "cable-fp32.onnx"
     to_onnx.export_onnx(
-        checkpoint, path, input_size=(96, 160), map_size=(96, 160), batch=BatchRange(2, 2, 2), opset=20
+        checkpoint,
+        path,
+        input_size=(96, 160),
+        map_size=(96, 160),
+        batch=BatchRange(2, 2, 2),
+        opset=20,
     )
     return path
 
@@ -80,7 +85,7 @@ def test_parity_is_recorded(onnx_artifact):
 
 
 def test_camera_graph_resizes_as_the_host_does(checkpoint, camera):
-    """The resize in the graph gives the same bits as on the host, so the answers agree to rounding."""
+    """The resize in the graph gives the same bits as on the host; so the answers agree."""
     frames = np.random.default_rng(1).integers(0, 256, (4, 96, 160, 3), dtype=np.uint8)
     with load(checkpoint) as reference, load(camera) as served:
         wanted, found = reference(frames, source_maps=True), served(frames)

@@ -1,0 +1,156 @@
+"""Thresholds: the promise about rejected good parts, and what is said when it cannot be kept."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from destseg_deploy.errors import MetricError
+from destseg_deploy.thresholds import by_hand, from_labelled, from_normal
+
+DRAWS = 3000
+
+
+def _rejected(threshold_of, count: int) -> np.ndarray:
+    """Return the false-reject rate on fresh parts, one for each of many draws of ``count``.
+
+    Scores are uniform, so a threshold t rejects the share 1 - t of all good parts, exactly.
+    """
+    draws = np.random.default_rng(0).random((DRAWS, count)).astype(np.float32)
+    return np.array([1 - threshold_of(scores) for scores in draws])
+
+
+@pytest.mark.parametrize(
+    ("count", "rate"), [(99, 0.05), (60, 0.05), (19, 0.1), (20, 0.1), (9, 0.25), (400, 0.01)]
+)
+def test_new_good_parts_are_rejected_as_rarely_as_promised(count, rate):
+    rejected = _rejected(lambda scores: from_normal(scores, scores, rate).score, count)
+    error = rejected.std() / np.sqrt(DRAWS)
+    assert rejected.mean() <= rate + 4 * error
+    # One rank higher would be needlessly blind: the mean is within one rank of the promise.
+    assert rejected.mean() >= rate - 1 / (count + 1) - 4 * error
+
+
+@pytest.mark.parametrize(("count", "rate"), [(20, 0.1), (9, 0.25)])
+def test_a_plain_quantile_would_break_the_promise(count, rate):
+    """Negative control: the simulation sees the missing ``+ 1``."""
+    rejected = _rejected(lambda scores: np.quantile(scores, 1 - rate), count)
+    assert rejected.mean() > rate + 4 * rejected.std() / np.sqrt(DRAWS)
+
+
+def test_the_rank_is_the_conformal_one():
+    scores = np.arange(99, dtype=np.float32)[::-1] / 100
+    result = from_normal(scores, scores / 2, 0.05)
+    assert result.score == np.float32(0.94)  # rank 95 of 99
+    assert result.pixel == np.float32(0.94) / 2
+    assert result.rule == "target false-reject rate 5.00%: rank 95 of 99 normal images"
+    assert (result.images, result.false_reject_rate) == (99, 0.05)
+
+
+def test_scores_and_peaks_are_ranked_each_on_its_own():
+    scores = np.linspace(0.1, 0.5, 9, dtype=np.float32)
+    peaks = np.random.default_rng(0).permutation(np.linspace(0.6, 0.9, 9, dtype=np.float32))
+    result = from_normal(scores, peaks, 0.2)
+    assert result.score == scores[7]
+    assert result.pixel == np.sort(peaks)[7]
+
+
+def test_too_few_images_give_the_largest_and_say_what_it_is_worth():
+    scores = np.array([0.3, 0.1, 0.2, 0.25], np.float32)
+    result = from_normal(scores, scores + np.float32(0.1), 0.01)
+    assert result.score == np.float32(0.3)
+    assert result.pixel == np.float32(0.3) + np.float32(0.1)
+    assert result.false_reject_rate == 1 / 5
+    assert "largest of 4 normal images" in result.rule
+    assert "20.00%, not the 1.00% asked for, which takes 99 images" in result.rule
+
+
+def test_what_too_few_images_support_is_true():
+    rejected = _rejected(lambda scores: from_normal(scores, scores, 0.001).score, 4)
+    assert rejected.mean() == pytest.approx(1 / 5, abs=4 * rejected.std() / np.sqrt(DRAWS))
+
+
+@given(st.one_of(st.floats(0.002, 0.9), st.integers(2, 500).map(lambda k: 1 / k)))
+def test_the_number_of_images_it_asks_for_is_enough_and_no_more(rate):
+    one = np.zeros(1, np.float32)
+    match = re.search(r"which takes (\d+) images", from_normal(one, one, rate).rule)
+    if match is None:  # one image is enough
+        assert rate >= 0.5 - 1e-9
+        return
+    count = int(match.group(1))
+    enough, fewer = np.zeros(count, np.float32), np.zeros(count - 1, np.float32)
+    assert "target" in from_normal(enough, enough, rate).rule
+    assert "target" not in from_normal(fewer, fewer, rate).rule
+
+
+def test_ties_are_not_rejected():
+    """Anomalous is *greater*: as many equal scores as there may be, none of them is rejected."""
+    scores = np.array([0.2] * 50 + [0.4] * 49, np.float32)
+    result = from_normal(scores, scores, 0.2)
+    assert result.score == np.float32(0.4)
+    assert not (scores > result.score).any()
+    assert (scores > from_normal(scores, scores, 0.6).score).mean() == pytest.approx(49 / 99)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan")])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    scores = np.zeros(3, np.float32)
+    with pytest.raises(MetricError, match=r"false-reject rate .*expected between 0 and 1"):
+        from_normal(scores, scores, rate)
+
+
+def test_no_images_are_refused():
+    none = np.zeros(0, np.float32)
+    with pytest.raises(MetricError, match="no normal images"):
+        from_normal(none, none)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_of_a_broken_model_give_no_threshold(bad):
+    good, broken = np.full(3, 0.2, np.float32), np.array([0.1, bad, 0.2], np.float32)
+    for scores, peaks in ((broken, good), (good, broken)):
+        with pytest.raises(MetricError, match="not finite"):
+            from_normal(scores, peaks, 0.5)
+
+
+def test_labelled_images_that_can_be_told_apart_are():
+    scores = np.array([0.1, 0.9, 0.2, 0.8], np.float32)
+    labels = np.array([False, True, False, True])
+    peaks = np.array([0.15, 0.99, 0.3, 0.95], np.float32)
+    result = from_labelled(scores, labels, peaks)
+    np.testing.assert_array_equal(scores > result.score, labels)
+    assert result.pixel == np.float32(0.3)
+    assert result.rule == "best F1 (1.0000) on 2 anomalous and 2 normal images"
+    assert (result.images, result.false_reject_rate) == (4, None)
+
+
+def test_labelled_images_that_overlap_get_the_best_compromise():
+    scores = np.array([0.1, 0.2, 0.5, 0.4, 0.6, 0.7], np.float32)
+    labels = np.array([False, False, False, True, True, True])
+    result = from_labelled(scores, labels, scores)
+    assert 0.2 <= result.score < 0.4
+    assert "0.8571" in result.rule  # 3 found, 1 too many: 6 / 7
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_labels_of_one_kind_are_refused(label):
+    scores = np.array([0.1, 0.2], np.float32)
+    with pytest.raises(MetricError):
+        from_labelled(scores, np.array([label] * 2), scores)
+
+
+def test_by_hand():
+    assert (by_hand(0.3).score, by_hand(0.3).pixel) == (0.3, 0.3)
+    chosen = by_hand(0.0, 1.0)
+    assert (chosen.score, chosen.pixel, chosen.rule) == (0.0, 1.0, "set by hand")
+    assert (chosen.images, chosen.false_reject_rate) == (0, None)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+def test_by_hand_out_of_range_is_refused(value):
+    with pytest.raises(MetricError, match=r"score .*expected between 0 and 1"):
+        by_hand(value)
+    with pytest.raises(MetricError, match=r"pixel .*expected between 0 and 1"):
+        by_hand(0.5, value)

@@ -1,0 +1,295 @@
+"""destseg-export: what it passes on, and that a refusal leaves everything as it was."""
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("click")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from click.testing import CliRunner, Result  # noqa: E402 - needs click
+from destseg_export import to_onnx  # noqa: E402 - needs onnx
+from destseg_export.cli import export, inspect  # noqa: E402 - needs click
+from destseg_export.verify import Budget  # noqa: E402 - after onnx
+
+from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec, spec_path  # noqa: E402 - same
+
+
+def _run(command, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def _refused(*arguments: object) -> str:
+    """Run an export that must end with status 1; return the line that says why."""
+    result = _run(export, *arguments)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert [line.startswith("Error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
+    return lines[-1]
+
+
+@contextmanager
+def _unchanged(folder: Path):
+    """Make sure that nothing under a folder is written, removed or changed."""
+
+    def listing():
+        found = sorted(folder.rglob("*"))
+        return [(path, path.is_file() and path.stat().st_mtime_ns) for path in found]
+
+    before = listing()
+    yield
+    assert listing() == before
+
+
+@pytest.fixture
+def traced(onnx_artifact, monkeypatch) -> list[ModelSpec]:
+    """Skip the tracing, which takes 10 s: the graph is the one that was traced already.
+
+    Everything after it is real: staging, ONNX Runtime, the comparison, the gate, the move.
+    """
+    asked = []
+
+    def trace(model, spec, opset):
+        asked.append((spec, opset))
+        return onnx.load(onnx_artifact)
+
+    monkeypatch.setattr(to_onnx, "trace", trace)
+    return asked
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+# --- exports
+
+
+def test_an_export_is_written_and_told(checkpoint, traced, images, tmp_path):
+    out = tmp_path / "out"
+    call = ("--checkpoint", checkpoint, "--output", out, "--batch", "1:2:4")
+    result = _run(export, *call, "--verify-images", images)
+    assert result.exit_code == 0, result.output
+    model = out / "cable-fp32.onnx"
+    assert sorted(out.iterdir()) == [spec_path(model), model]
+    spec = ModelSpec.read(model)
+    spec.check_artifact(model)
+    assert spec.input.batch == BatchRange(1, 2, 4)
+    assert result.stdout.splitlines()[:3] == [
+        f"model    {model}",
+        "input    image: uint8 (N, 64, 64, 3) RGB",
+        "batch    1:2:4",
+    ]
+    assert result.stderr.splitlines()[0] == f"tracing {checkpoint.name}"
+    assert result.stderr.splitlines()[1].startswith("comparing with PyTorch on 3 images of ")
+    assert [opset for _, opset in traced] == [18]
+
+
+def test_the_category_names_the_files_and_finds_the_checkpoint(
+    checkpoint, traced, images, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    (folder / "screw.safetensors").symlink_to(checkpoint)
+    shutil.copy(spec_path(checkpoint), folder / "screw.json")
+    result = _run(export, "--category", "screw", "--verify-images", images)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("model    artifacts/screw-fp32.onnx\n")
+    assert ModelSpec.read(folder / "screw-fp32.onnx").category == "screw"
+
+
+def test_options_reach_the_exporter(checkpoint, images, tmp_path, monkeypatch):
+    seen = {}
+
+    def record(path, output, **options):
+        seen.update(options, path=path, output=output)
+        return replace(ModelSpec.read(checkpoint), parity={"map_max_abs": 1e-6})
+
+    monkeypatch.setattr(to_onnx, "export_onnx", record)
+    out = ("--output", tmp_path / "out", "--category", "screw", "--checkpoint", checkpoint)
+    result = _run(
+        export, *out, "--input-size", "1024x1280", "--map-size", "64X32", "--batch", "4",
+        "--opset", 21, "--verify-images", images, "--max-map-difference", 0.5,
+        "--max-score-difference", 0.25,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert seen.pop("report") is not None
+    assert seen == {
+        "path": checkpoint,
+        "output": tmp_path / "out/screw-fp32.onnx",
+        "category": "screw",
+        "input_size": (1024, 1280),
+        "map_size": (64, 32),
+        "batch": BatchRange(4, 4, 4),
+        "opset": 21,
+        "verify_images": sorted(images.iterdir()),
+        "budget": Budget(0.5, 0.25),
+    }
+
+
+def test_an_official_checkpoint_gives_its_category(checkpoint, tmp_path, monkeypatch):
+    outputs = []
+
+    def record(path, output, **options):
+        outputs.append(output.name)
+        return ModelSpec.read(checkpoint)
+
+    monkeypatch.setattr(to_onnx, "export_onnx", record)
+    official = tmp_path / "DeSTSeg_MVTec_5000_metal_nut.pckl"
+    assert _run(export, "--checkpoint", official, "--output", tmp_path).exit_code == 0
+    assert outputs == ["metal_nut-fp32.onnx"]
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("option", ["--max-map-difference", "--max-score-difference"])
+def test_the_gate_leaves_no_file(checkpoint, traced, images, tmp_path, option):
+    """No two back ends agree to 1e-12; images the network tells apart show that it looked."""
+    call = ("--checkpoint", checkpoint, "--output", tmp_path / "out", "--batch", "1:2:4")
+    (tmp_path / "out").mkdir()
+    with _unchanged(tmp_path):
+        line = _refused(*call, "--verify-images", images, option, 1e-12)
+    assert "cable-fp32.onnx: differs from PyTorch on 3 images" in line
+    assert "(allowed 1e-12)" in line
+    assert "Nothing was written." in line
+
+
+def test_the_gate_keeps_an_older_export(checkpoint, traced, images, tmp_path):
+    out = tmp_path / "out"
+    call = ("--checkpoint", checkpoint, "--output", out, "--verify-images", images)
+    assert _run(export, *call, "--batch", "1:2:4").exit_code == 0
+    older = [path.read_bytes() for path in sorted(out.iterdir())]
+    with _unchanged(tmp_path):
+        _refused(*call, "--batch", "1:2:4", "--max-map-difference", 1e-12)
+    assert [path.read_bytes() for path in sorted(out.iterdir())] == older
+
+
+def test_images_that_are_all_the_same_prove_nothing(checkpoint, traced, images, tmp_path):
+    for path in sorted(images.iterdir())[1:]:
+        shutil.copy(images / "0.png", path)
+    call = ("--checkpoint", checkpoint, "--output", tmp_path / "out", "--batch", "1:2:4")
+    line = _refused(*call, "--verify-images", images)
+    assert "cannot tell right from wrong" in line
+    assert "--verify-images" in line
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_images_to_compare_on_are_checked(checkpoint, traced, images, tmp_path):
+    call = ("--checkpoint", checkpoint, "--output", tmp_path / "out", "--batch", "1:2:4")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "empty").mkdir()
+    damaged = images / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with _unchanged(tmp_path):
+        assert str(tmp_path / "empty") in _refused(*call, "--verify-images", tmp_path / "empty")
+        assert str(damaged) in _refused(*call, "--verify-images", images)
+    damaged.unlink()
+    (images / "2.png").unlink()
+    with _unchanged(tmp_path):
+        assert "1 images, expected at least 2" in _refused(*call, "--verify-images", images)
+
+
+def test_a_wrong_checkpoint_is_refused_before_anything_is_written(checkpoint, tmp_path):
+    gone = tmp_path / "gone.safetensors"
+    lonely = tmp_path / "lonely.safetensors"
+    lonely.symlink_to(checkpoint)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(checkpoint.read_bytes()[:100_000])
+    replace(ModelSpec.read(checkpoint), artifact=FileRecord.of(cut)).write(cut)
+    other = tmp_path / "other.safetensors"
+    other.symlink_to(checkpoint)
+    spec = ModelSpec.read(checkpoint)
+    replace(spec, artifact=FileRecord("screw.safetensors", "c" * 64)).write(other)
+    said = {gone: "no such file", lonely: "no spec", cut: "damaged", other: "mixed up"}
+    with _unchanged(tmp_path):
+        for path, words in said.items():
+            line = _refused("--checkpoint", path, "--output", tmp_path / "out")
+            assert str(path) in line
+            assert words in line
+
+
+def test_an_opset_nobody_writes_is_refused(checkpoint, tmp_path):
+    with _unchanged(tmp_path):
+        line = _refused("--checkpoint", checkpoint, "--output", tmp_path / "out", "--opset", 11)
+    assert "opset 11: expected 18 to 23" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        *(
+            (name, value, "expected HEIGHTxWIDTH such as 1024x1280")
+            for name in ("--input-size", "--map-size")
+            for value in ("", "1024", "axb", "0x64", "-64x64", "64x", "64x64x3", "1.5x2", "²x3")
+        ),
+        *(
+            ("--batch", value, "such as 1:1:16")
+            for value in ("", "0", "a", "1:2", "8:4:2", "1:2:3:4", "-1", "²")
+        ),
+        ("--opset", "new", "valid integer"),
+        ("--max-map-difference", "small", "valid float"),
+    ],
+)
+def test_options_that_cannot_be_read_are_misuse(checkpoint, tmp_path, option, value, words):
+    with _unchanged(tmp_path):
+        out = ("--checkpoint", checkpoint, "--output", tmp_path / "out")
+        result = _run(export, *out, option, value)
+    assert (result.exit_code, result.stdout) == (2, "")
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith(f"Error: Invalid value for '{option}': ")
+    assert words in line
+
+
+def test_something_to_export_must_be_named():
+    result = _run(export)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        "Error: Missing option '--category' (or '--checkpoint')."
+    )
+
+
+# --- inspect
+
+
+def test_inspect_tells_an_export_from_a_checkpoint(checkpoint, onnx_artifact):
+    said = {path: _run(inspect, path).stdout for path in (checkpoint, onnx_artifact)}
+    assert "(checkpoint, fp32, category cable)" in said[checkpoint]
+    assert "parity      not an export\n" in said[checkpoint]
+    assert "(onnx, fp32, category cable)" in said[onnx_artifact]
+    assert "on 16 rendered images (another image's map: " in said[onnx_artifact]
+    assert "threshold   0.500000 (set by hand)\n" in said[onnx_artifact]
+    assert _run(export, "inspect", checkpoint).stdout == said[checkpoint]
+
+
+def test_inspect_shows_a_spec_with_little_in_it(onnx_artifact, tmp_path):
+    path = tmp_path / "cable.onnx"
+    path.symlink_to(onnx_artifact)
+    spec = ModelSpec.read(onnx_artifact)
+    replace(spec, threshold=None, teacher={}, tools={}, parity={"count": 3}).write(path)
+    result = _run(inspect, path)
+    assert result.exit_code == 0, result.output
+    assert "threshold   none" in result.stdout
+    assert "teacher     unknown" in result.stdout
+
+
+def test_inspect_of_a_spec_whose_model_is_gone_says_so(onnx_artifact, tmp_path):
+    shutil.copy(spec_path(onnx_artifact), tmp_path / "cable-fp32.json")
+    result = _run(inspect, tmp_path / "cable-fp32.json")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'cable-fp32.onnx'}: no such file, only its spec" in result.stderr
