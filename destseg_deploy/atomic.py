@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,12 +22,41 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: If the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder inside ``folder``; move its files there when the block succeeds.
+
+    Files of the same names are replaced. Specs (``.json``) come last: should the move be
+    interrupted, a spec does not fit its file and nothing loads. When the block raises, ``folder``
+    is as it was, and is not there if it was not.
+
+    Raises:
+        OSError: If the folder cannot be made or written.
+    """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as name:
+            staged = Path(name)
+            yield staged
+            files = sorted(path for path in staged.rglob("*") if path.is_file())
+            for path in sorted(files, key=lambda path: path.suffix == ".json"):
+                target = folder / path.relative_to(staged)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    except BaseException:
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def sha256(path: Path) -> str:

@@ -70,6 +70,11 @@ def _known_device(ctx: click.Context, param: click.Parameter, value: str) -> str
     metavar="STUDENT,SEGMENTATION",
     help="Steps of the two phases.  [default: the preset's]",
 )
+@click.option(
+    "--decay",
+    type=click.Choice(["none", "cosine"]),
+    help="Learning rates over each phase: constant, or down to zero.  [default: the preset's]",
+)
 @click.option("--batch-size", type=int, help="Images per step.  [default: the preset's]")
 @click.option("--size", type=int, help="Image size of the network.  [default: the preset's]")
 @click.option(
@@ -110,6 +115,7 @@ def train(
     teacher_weights: Path | None,
     teacher: str,
     steps: str | None,
+    decay: str | None,
     batch_size: int | None,
     size: int | None,
     rotation: str | None,
@@ -126,16 +132,18 @@ def train(
     """
     from destseg_deploy import training
     from destseg_deploy.data.mvtec import find_category
+    from destseg_deploy.recipe import make_recipe
 
     changes = {
         "batch_size": batch_size,
         "size": size,
         "rotation": rotation,
         "holdout": holdout,
+        "decay": decay,
         "seed": seed,
         **_two_numbers(steps),
     }
-    recipe = training.make_recipe(preset, **changes)
+    recipe = make_recipe(preset, **changes)
     with progress(f"training {category}") as advance:
         spec = training.train(
             find_category(data, category),

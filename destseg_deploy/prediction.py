@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, count
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from destseg_deploy.atomic import staging
 from destseg_deploy.data.images import read_image
 from destseg_deploy.errors import DataError
 from destseg_deploy.predictor import Predictor
@@ -81,7 +80,7 @@ def predict_files(
     """
     names = overlay_names(images)
     rows = []
-    with _staging(output) as staged:
+    with staging(output) as staged:
         for i, (frame, prediction) in enumerate(_scored(predictor, images, batch_size)):
             rows.append(_row(predictor, images[i], prediction))
             if overlays:
@@ -173,29 +172,3 @@ def _write_table(rows: Sequence[Row], path: Path) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-
-
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """Give a folder inside ``output`` and move what it holds there when all went well.
-
-    Folders that were made for nothing are removed again.
-    """
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".", dir=output) as staged:
-            yield Path(staged)
-            _move_into(Path(staged), output)
-    except BaseException:
-        with suppress(OSError):
-            for folder in made:
-                folder.rmdir()
-        raise
-
-
-def _move_into(staged: Path, output: Path) -> None:
-    for path in sorted(path for path in staged.rglob("*") if path.is_file()):
-        target = output / path.relative_to(staged)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)

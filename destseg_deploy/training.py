@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from torch.optim import SGD, Optimizer
 
 from destseg_deploy.data.loader import AnomalyDataset, Batch, batches, list_textures
 from destseg_deploy.data.mvtec import list_train
-from destseg_deploy.data.synthesis import PAPER_ROTATIONS, ROTATIONS
 from destseg_deploy.errors import BackendError, TrainingError
 from destseg_deploy.evaluation import score_images
 from destseg_deploy.models.destseg import DeSTSeg, cosine_distances, upsample
@@ -37,6 +35,7 @@ from destseg_deploy.models.weights import (
     save_checkpoint,
 )
 from destseg_deploy.predictor import Predictor
+from destseg_deploy.recipe import PRESETS, Recipe, check_option
 from destseg_deploy.runtime.pytorch import PyTorchRuntime
 from destseg_deploy.spec import FileRecord, ModelSpec, Threshold
 from destseg_deploy.thresholds import from_normal
@@ -44,90 +43,6 @@ from destseg_deploy.thresholds import from_normal
 PRECISIONS = ("auto", "fp32", "bf16")
 LOG_EVERY = 10
 """Steps between reads of the loss: each read waits for the device."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what is trained; the defaults are the paper's (supplement, A).
-
-    Attributes:
-        name: What the schedule is called in reports.
-        size: Height and width at which the network sees images.
-        batch_size: The student's loss is summed over the batch, which ties its rate to this.
-        student_steps: Steps of phase one.
-        segmentation_steps: Steps of phase two.
-        student_lr: Learning rate of the student.
-        res_lr: Learning rate of the segmentation network's residual blocks.
-        head_lr: Learning rate of its ASPP head.
-        decay: ``none`` as the paper, or ``cosine``: down to zero within each phase.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        gamma: Exponent of the focal loss.
-        rotation: Rotation of normal images; None takes the category's group in the paper, or
-            ``slight`` for a category the paper does not name.
-        holdout: Share of the normal images kept from training, for the threshold.
-        seed: Seed of weights, order and anomalies.
-    """
-
-    name: str = "paper"
-    size: int = 256
-    batch_size: int = 32
-    student_steps: int = 1000
-    segmentation_steps: int = 4000
-    student_lr: float = 0.4
-    res_lr: float = 0.1
-    head_lr: float = 0.01
-    decay: str = "none"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    gamma: float = 4.0
-    rotation: str | None = None
-    holdout: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be trained with."""
-        _check(
-            self.size >= 64 and self.size % 32 == 0, "size", self.size, "a multiple of 32, from 64"
-        )
-        _check(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (BatchNorm)")
-        steps = min(self.student_steps, self.segmentation_steps)
-        _check(steps >= 1, "steps", steps, "at least 1")
-        _check(0 <= self.holdout < 1, "holdout", self.holdout, "a share in [0, 1)")
-        _check(self.rotation in (None, *ROTATIONS), "rotation", self.rotation, ", ".join(ROTATIONS))
-
-
-def _check(valid: bool, name: str, value: object, expected: str) -> None:
-    if not valid:
-        raise TrainingError(f"{name} is {value}, expected {expected}. Change that option.")
-
-
-PRESETS = {
-    "paper": Recipe(),
-    "quick": Recipe(
-        name="quick",
-        size=128,
-        batch_size=8,
-        student_steps=100,
-        segmentation_steps=220,
-        head_lr=0.05,
-        decay="cosine",
-        holdout=0.2,
-    ),
-}
-"""``paper`` to reproduce the tables on a GPU; ``quick`` to try the way through on a CPU."""
-
-
-def make_recipe(preset: str = "paper", **changes: Any) -> Recipe:
-    """Return a preset with some of its values changed; None leaves a value as it is.
-
-    Raises:
-        TrainingError: If the preset is unknown or a value cannot be trained with.
-    """
-    if preset not in PRESETS:
-        raise TrainingError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}.")
-    given = {name: value for name, value in changes.items() if value is not None}
-    return replace(PRESETS[preset], **given)
 
 
 @dataclass(frozen=True)
@@ -186,15 +101,14 @@ def train(
         BackendError: If the device is not there.
     """
     place = pick_device(device)
-    _check(precision in PRECISIONS, "precision", precision, ", ".join(PRECISIONS))
-    _check(0 < false_reject_rate < 1, "false_reject_rate", false_reject_rate, "between 0 and 1")
-    if recipe.rotation is None:
-        recipe = replace(recipe, rotation=PAPER_ROTATIONS.get(category.name, "slight"))
+    check_option(precision in PRECISIONS, "precision", precision, ", ".join(PRECISIONS))
+    check_option(
+        0 < false_reject_rate < 1, "false_reject_rate", false_reject_rate, "between 0 and 1"
+    )
+    recipe = recipe.for_category(category.name)
     images, held_out = split_holdout(list_train(category), recipe.holdout)
     files = None if textures is None else list_textures(textures)
-    torch.manual_seed(recipe.seed)
-    model = DeSTSeg()
-    teacher_record = load_teacher(model.teacher_net, teacher_weights, source=teacher)
+    model, teacher_record = _initial_model(recipe.seed, teacher_weights, teacher)
     dataset = AnomalyDataset(
         images,
         files,
@@ -208,7 +122,7 @@ def train(
     run = _Run(model.to(place), recipe, place, _autocast_type(precision, place))
     started = time.perf_counter()
     losses = run.fit(batches(dataset, recipe.batch_size, workers=workers), report)
-    record: dict[str, Any] = {
+    record = {
         "recipe": asdict(recipe),
         "data": str(category),
         "images": len(images),
@@ -219,17 +133,22 @@ def train(
         "seconds": round(time.perf_counter() - started, 1),
         "losses": losses,
     }
-    spec = checkpoint_spec(
-        category.name,
-        (recipe.size, recipe.size),
-        FileRecord("", ""),
-        teacher=teacher_record,
-        training=record,
-    )
+    size = (recipe.size, recipe.size)
+    empty = FileRecord("", "")
+    spec = checkpoint_spec(category.name, size, empty, teacher=teacher_record, training=record)
     if held_out:
         threshold = _held_out_threshold(model, spec, held_out, false_reject_rate)
         spec = replace(spec, threshold=threshold)
     return save_checkpoint(model, spec, output)
+
+
+def _initial_model(
+    seed: int, teacher_weights: Path | None, teacher: str
+) -> tuple[DeSTSeg, dict[str, str]]:
+    """Return the seeded model with its teacher, and where the teacher came from."""
+    torch.manual_seed(seed)
+    model = DeSTSeg()
+    return model, load_teacher(model.teacher_net, teacher_weights, source=teacher)
 
 
 def _held_out_threshold(

@@ -73,9 +73,8 @@ def checkpoint(model, tmp_path_factory) -> Path:
 def onnx_artifact(checkpoint, tmp_path_factory) -> Path:
     """The checkpoint exported with batches of 1 to 4."""
     pytest.importorskip("onnx")
-    from destseg_export.to_onnx import export_onnx
-
     from destseg_deploy.spec import BatchRange
+    from destseg_export.to_onnx import export_onnx
 
     path = tmp_path_factory.mktemp("onnx") / "cable-fp32.onnx"
     export_onnx(checkpoint, path, batch=BatchRange(1, 2, 4))

@@ -1,5 +1,6 @@
 """The README does what it says: its Python runs, its commands parse, its targets exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from destseg_bench.cli import bench
-from destseg_export.cli import export
 
+from destseg_bench.cli import bench
 from destseg_deploy import cli
+from destseg_export.cli import export
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -100,3 +101,14 @@ def test_the_spec_table_names_every_entry():
 def test_every_markdown_link_to_a_file_leads_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["screw-256-cpu", "screw-1024-cpu"])
+def test_numbers_of_the_readme_are_the_measured_ones(name):
+    result = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+    for row in result["rows"]:
+        pixel = row["pixel"]
+        rates = (row["image_auroc"], *(pixel[key] for key in ("auroc", "ap", "pro", "iap")))
+        differences = (row["score_max_abs"], row["map_max_abs"])
+        cells = [f"{rate:.4f}" for rate in rates] + [f"{value:.1e}" for value in differences]
+        assert " | ".join(cells) in README

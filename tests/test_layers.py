@@ -30,7 +30,10 @@ ROOMS = {
     "visualize": BASE | {"atomic", "captions"},
     "prediction": FORMS | {"data", "runtime", "predictor", "visualize"},
     "judging": FORMS | MEASURES | {"data", "runtime", "predictor", "evaluation"},
-    "training": FORMS | MEASURES | {"data", "models", "runtime", "predictor", "evaluation"},
+    "recipe": BASE | {"data"},
+    "training": FORMS
+    | MEASURES
+    | {"data", "models", "runtime", "predictor", "evaluation", "recipe"},
     "console": BASE,
 }
 """Room -> rooms of destseg_deploy that it may import; ``cli`` may import all."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from destseg_deploy.evaluation import TestSet, compute_metrics, score_test_set
 from destseg_deploy.predictor import load, resize_map
+from destseg_deploy.spec import ModelSpec
 
 
 def measure_agreement(
@@ -46,6 +47,16 @@ def measure_agreement(
         metrics = compute_metrics(test).to_dict()
         rows.append({"artifact": str(artifact), **metrics, **_differences(reference, test)})
     return rows
+
+
+TRAINING = ("recipe", "images", "device", "precision", "seconds", "losses")
+
+
+def describe_training(artifact: Path) -> dict[str, Any]:
+    """Return how the model behind an artifact was trained, without paths of that machine."""
+    spec = ModelSpec.read(artifact)
+    record = {name: spec.training.get(name) for name in TRAINING}
+    return {"checkpoint": spec.checkpoint.sha256, "teacher": spec.teacher, **record}
 
 
 def _differences(reference: TestSet, test: TestSet) -> dict[str, float]:

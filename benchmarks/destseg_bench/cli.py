@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from destseg_bench.agreement import measure_agreement
+from destseg_bench.agreement import describe_training, measure_agreement
 from destseg_bench.environment import describe_environment
 from destseg_deploy.atomic import replacing
 from destseg_deploy.console import OneLineErrors, OneLineErrorsGroup, progress
@@ -39,7 +39,12 @@ def agreement(
     with progress("scoring") as advance:
         rows = measure_agreement(artifacts, data, device=device, threads=threads, report=advance)
     if output is not None:
-        result = {"environment": describe_environment(), "data": data.name, "rows": rows}
+        result = {
+            "environment": describe_environment(),
+            "data": str(data),
+            "trained": describe_training(artifacts[0]),
+            "rows": rows,
+        }
         with replacing(output) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     click.echo(

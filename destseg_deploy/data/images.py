@@ -87,7 +87,7 @@ def read_mask(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> NDAr
     Masks of 0 and 1 are understood like masks of 0 and 255.
 
     Args:
-        path: A grey image; non-zero is defective.
+        path: A grey image; 255 is defective, or 1 where no value is larger.
         shape: Height and width of the image it belongs to.
         size: Height and width wanted.
 

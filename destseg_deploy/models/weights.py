@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import pickle
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from destseg_deploy.atomic import replacing, sha256
@@ -154,7 +155,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on newer pickle protocols
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused, because it is damaged or holds more than tensors, and opening it "
@@ -183,7 +186,8 @@ def save_checkpoint(model: DeSTSeg, spec: ModelSpec, path: Path) -> ModelSpec:
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"category": spec.category})
+        # save_file would make it readable by its owner alone
+        temporary.write_bytes(save(tensors, metadata={"category": spec.category}))
     record = FileRecord.of(path)
     spec = replace(spec, artifact=record, checkpoint=record)
     spec.write(path)

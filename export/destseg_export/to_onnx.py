@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +14,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from destseg_deploy.atomic import staging
 from destseg_deploy.errors import ExportError
 from destseg_deploy.models.destseg import DeSTSeg
 from destseg_deploy.models.inference import InferenceGraph
@@ -24,7 +22,7 @@ from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.ort import OrtRuntime
 from destseg_deploy.runtime.pytorch import PyTorchRuntime
-from destseg_deploy.spec import BatchRange, FileRecord, InputSpec, ModelSpec, OutputSpec, spec_path
+from destseg_deploy.spec import BatchRange, FileRecord, InputSpec, ModelSpec, OutputSpec
 from destseg_export.verify import Budget, check_parity, compare, verification_frames
 
 OPSETS = range(18, 24)
@@ -72,7 +70,8 @@ def export_onnx(
     spec = served_spec(trained, category, input_size, map_size, batch)
     report(f"tracing {checkpoint.name}")
     proto = trace(model, spec, opset)
-    with _staging(output) as staged:
+    with staging(output.parent) as folder:
+        staged = folder / output.name
         onnx.save_model(proto, staged)
         spec = replace(spec, artifact=FileRecord(output.name, FileRecord.of(staged).sha256))
         spec.write(staged)
@@ -171,23 +170,6 @@ def served_spec(
         output=OutputSpec(map_height, map_width, trained.output.top_k),
         tools={**trained.tools, "torch": torch.__version__, "onnx": onnx.__version__},
     )
-
-
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """Give a path of the same name in a temporary folder; move it and its spec when all went well.
-
-    The spec is moved last: should the move be interrupted, its hash does not fit and nothing loads.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}-", dir=output.parent))
-    try:
-        staged = folder / output.name
-        yield staged
-        os.replace(staged, output)
-        os.replace(spec_path(staged), spec_path(output))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

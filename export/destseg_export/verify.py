@@ -7,6 +7,7 @@ wrong: answers compared with those of the *next* image must break the budget.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,8 @@ def verification_frames(
         raise DataError(f"--verify-images: {len(images)} images, expected at least 2 that differ.")
     chosen = np.unique(np.linspace(0, len(images) - 1, FRAMES).astype(int))
     frames = [resize_image(read_image(images[i]), size) for i in chosen]
-    return frames, f"images of {images[0].parent.parent if len(images) > 1 else images[0].parent}"
+    common = os.path.commonpath([path.parent for path in images])
+    return frames, f"images of {common}"
 
 
 def _rendered(number: int, size: tuple[int, int]) -> NDArray[np.uint8]:

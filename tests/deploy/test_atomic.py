@@ -1,10 +1,12 @@
 """Files are whole or not there."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 
-from destseg_deploy.atomic import replacing, sha256
+from destseg_deploy.atomic import replacing, sha256, staging
 
 
 def test_the_file_appears_when_the_block_succeeds(tmp_path):
@@ -69,3 +71,36 @@ def test_sha256_covers_the_whole_content(tmp_path, size):
     content = bytes(i % 251 for i in range(size % 1000)) + b"x" * (size - size % 1000)
     path.write_bytes(content)
     assert sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_staged_folder_arrives_whole_with_the_specs_last(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append(Path(b).name) or Path(a).rename(b))
+    with staging(tmp_path / "new/out") as folder:
+        (folder / "a.json").write_text("spec")
+        (folder / "b.onnx").write_text("graph")
+        (folder / "sub").mkdir()
+        (folder / "sub/c.png").write_text("picture")
+        assert [path.name for path in (tmp_path / "new/out").iterdir()] == [folder.name]
+    assert order[-1] == "a.json"
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"new/out/a.json", "new/out/b.onnx", "new/out/sub/c.png"}
+
+
+def _stage_and_fail(output):
+    with staging(output) as folder:
+        (folder / "a.json").write_text("new")
+        raise ValueError("no")
+
+
+def test_a_staged_folder_that_fails_was_never_there(tmp_path):
+    with pytest.raises(ValueError, match="no"):
+        _stage_and_fail(tmp_path / "new/out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_staged_folder_that_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(ValueError, match="no"):
+        _stage_and_fail(tmp_path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "old")]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from destseg_deploy.data.images import expand, is_image, list_images, read_image, read_mask
 from destseg_deploy.data.resize import resize_plane
@@ -93,6 +93,21 @@ def test_a_lossless_file_reads_to_its_pixels(name: str, tmp_path: Path) -> None:
     assert image.flags["C_CONTIGUOUS"]
     assert image.shape == (13, 18, 3)
     assert (image == expected).all()
+
+
+@pytest.mark.parametrize("pixels", [RGB16, RGBA16, GREY16, RGB])
+def test_what_pillow_does_not_know_is_read_by_opencv(
+    pixels: NDArray[np.generic], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16-bit colour TIFF is such a format for some versions of Pillow."""
+
+    def fail(path: Path) -> None:
+        raise UnidentifiedImageError
+
+    opencv(pixels)(tmp_path / "image.tif")
+    expected = read_image(tmp_path / "image.tif")
+    monkeypatch.setattr(Image, "open", fail)
+    assert (read_image(tmp_path / "image.tif") == expected).all()
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])

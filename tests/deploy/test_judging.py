@@ -1,6 +1,7 @@
 """Setting a threshold rewrites the spec alone, and a predictor loaded afterwards obeys it."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,12 @@ from destseg_deploy.errors import DataError, MetricError, SpecError
 from destseg_deploy.evaluation import score_images
 from destseg_deploy.predictor import load
 from destseg_deploy.spec import ModelSpec, sha256, spec_path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """ONNX Runtime's threads wait by spinning, which is slow where other tests run too."""
+    monkeypatch.setattr(judging, "load", partial(load, threads=1))
 
 
 @pytest.fixture

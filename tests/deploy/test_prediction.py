@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from destseg_deploy.data.images import read_image
 from destseg_deploy.errors import DataError, ShapeError
 from destseg_deploy.prediction import overlay_names, predict_files
 from destseg_deploy.predictor import Predictor
@@ -82,7 +83,7 @@ def test_a_score_equal_to_the_threshold_is_normal_in_the_table_too(tmp_path):
     assert row.score > 0.2, "else this test shows nothing"
     assert row.verdict == "normal"
     assert row.normalized_score == 0.5
-    assert not predictor.is_anomalous(predictor(np.asarray(Image.open(image))))[0]
+    assert not predictor.is_anomalous(predictor(read_image(image)))[0]
 
 
 def test_names_with_commas_and_line_breaks_survive_the_csv(tmp_path):
@@ -117,7 +118,7 @@ def test_an_overlay_is_drawn_for_each_image_and_tells_them_apart(images, tmp_pat
     predict_files(_predictor(), images, tmp_path / "out")
     pictures = sorted((tmp_path / "out/overlays").iterdir())
     assert [path.name for path in pictures] == ["a.png", "b.png"]
-    normal, anomalous = (np.asarray(Image.open(path)).astype(int) for path in pictures)
+    normal, anomalous = (read_image(path).astype(int) for path in pictures)
     assert normal.shape == anomalous.shape
     strip = slice(260, None)  # 32 px images are enlarged to 256; the caption is below
     assert np.abs(normal[strip] - anomalous[strip]).max() > 100
@@ -130,7 +131,7 @@ def test_each_overlay_shows_its_own_image(tmp_path):
     images = [_write(tmp_path / f"in/{level}.png", level) for level in levels]
     predict_files(_predictor(), images, tmp_path / "out", batch_size=3)
     for level in levels:
-        picture = np.asarray(Image.open(tmp_path / f"out/overlays/{level}.png"))
+        picture = read_image(tmp_path / f"out/overlays/{level}.png")
         assert (picture[100:150, 100:150] == level).all()
 
 
@@ -139,7 +140,7 @@ def test_the_overview_shows_the_highest_scores_first(tmp_path):
     levels = [3, 24, 10, 17]
     images = [_write(tmp_path / f"in/{level}.png", level) for level in levels]
     predict_files(_predictor(), images, tmp_path / "out")
-    page = np.asarray(Image.open(tmp_path / "out/overview.png"))
+    page = read_image(tmp_path / "out/overview.png")
     width = page.shape[1] / 4
     centres = [page[100, round(width * (i + 0.5)), 0] for i in range(4)]
     assert centres == sorted(levels, reverse=True)
@@ -150,7 +151,7 @@ def test_the_overview_is_one_page_of_any_number(tmp_path):
     sizes = []
     for count in (24, 26):
         predict_files(_predictor(), images[:count], tmp_path / f"out{count}")
-        sizes.append(Image.open(tmp_path / f"out{count}/overview.png").size)
+        sizes.append(read_image(tmp_path / f"out{count}/overview.png").shape)
     assert sizes[0] == sizes[1]
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from destseg_export.verify import Budget, Parity, check_parity, compare, verification_frames
 
 from destseg_deploy.errors import DataError, ParityError
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
+from destseg_export.verify import Budget, Parity, check_parity, compare, verification_frames
 
 
 class Altered:
