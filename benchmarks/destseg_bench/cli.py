@@ -48,12 +48,12 @@ def agreement(
         with replacing(output) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     click.echo(
-        f"{'artifact':<32} {'AUROC':>7} {'AP':>7} {'PRO':>7} {'IAP':>7} {'score':>8} {'map':>8}"
+        f"{'artifact':<40} {'AUROC':>7} {'AP':>7} {'PRO':>7} {'IAP':>7} {'score':>8} {'map':>8}"
     )
     for row in rows:
         pixel = row["pixel"] or dict.fromkeys(("ap", "pro", "iap"), float("nan"))
         click.echo(
-            f"{Path(row['artifact']).name:<32} {row['image_auroc']:7.4f} {pixel['ap']:7.4f} "
+            f"{row['artifact']:<40} {row['image_auroc']:7.4f} {pixel['ap']:7.4f} "
             f"{pixel['pro']:7.4f} {pixel['iap']:7.4f} {row['score_max_abs']:8.1e} "
             f"{row['map_max_abs']:8.1e}"
         )
