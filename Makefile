@@ -29,7 +29,7 @@ demo: install
 	@echo
 	@echo "Pictures: demo/predictions/overview.png (the highest scores first)"
 	@echo "          demo/predictions/overlays/<defect>/*.png (one for each test image)"
-	@echo "The teacher of this demo has random weights; with ImageNet weights the model finds far more."
+	@echo "The teacher of this demo has random weights; for real parts, train with ImageNet weights."
 
 test: install
 	$(BIN)/pytest

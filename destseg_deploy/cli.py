@@ -63,7 +63,7 @@ def _known_device(ctx: click.Context, param: click.Parameter, value: str) -> str
     "--teacher",
     type=click.Choice(["imagenet", "random"]),
     default="imagenet",
-    help="random needs no weights and finds less: for demonstrations.",
+    help="random needs no weights: for demonstrations only.",
 )
 @click.option(
     "--steps",
