@@ -221,7 +221,7 @@ def load(path: str | Path, *, device: str = "cpu", threads: int = 0) -> Predicto
 
 def _open_checkpoint(path: Path, device: str) -> Runtime:
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401 - only asks whether it is there
     except ImportError as error:
         raise BackendError(
             f"{path}: a checkpoint needs PyTorch. pip install 'destseg-deploy[train]', or load the "

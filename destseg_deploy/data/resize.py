@@ -8,9 +8,9 @@ whole grey levels after each pass. Both passes are linear, so for known sizes
 
 with two constant matrices. Here their entries are whole multiples of 2⁻¹⁶ and each row sums to
 exactly 1. Every partial sum is then a multiple of 2⁻¹⁶ below 2⁸, which float32 holds without
-rounding: NumPy, PyTorch, ONNX Runtime, OpenVINO, a CUDA kernel and integer C all give the same
-bits, in whatever order they add. Against Pillow itself the result differs by at most one grey
-level. (TF32 and FP16 products are not exact: a back end must compute these two in float32.)
+rounding, in whatever order it adds: NumPy, PyTorch and ONNX Runtime give the same bits (tested on
+a CPU), and so must any back end that multiplies in float32. Against Pillow itself the result
+differs by at most one grey level. (TF32 and FP16 products are not exact.)
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("click")
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -28,6 +26,7 @@ from destseg_deploy.predictor import load
 from destseg_deploy.recipe import PRESETS, make_recipe
 from destseg_deploy.spec import FileRecord, ModelSpec, spec_path
 from destseg_export.cli import export, inspect
+from tests.unchanged import unchanged
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
@@ -76,19 +75,6 @@ def _misused(name: str, *arguments: object) -> str:
     line = result.stderr.splitlines()[-1]
     assert line.startswith("Error: ")
     return line
-
-
-@contextmanager
-def _unchanged(folder: Path):
-    """Make sure that nothing under a folder is written, removed or changed."""
-
-    def listing():
-        found = sorted(folder.rglob("*"))
-        return [(path, path.is_file() and path.stat().st_mtime_ns) for path in found]
-
-    before = listing()
-    yield
-    assert listing() == before
 
 
 @dataclass(frozen=True)
@@ -229,7 +215,7 @@ def test_only_what_was_asked_for_was_written(shop):
 
 def test_evaluate_prints_a_table_and_the_same_as_json(shop):
     arguments = (shop.onnx, "--data", shop.data, *QUIET)
-    with _unchanged(shop.root):
+    with unchanged(shop.root):
         table = _done("evaluate", *arguments).stdout.splitlines()
         found = json.loads(_done("evaluate", *arguments, "--json").stdout)
     assert table[0] == f"{arguments[0]} on {shop.category}: 11 images, 8 anomalous"
@@ -455,7 +441,7 @@ def test_device_and_threads_reach_the_runtime(shop, tmp_path, monkeypatch):
 def test_a_damaged_image_stops_everything_and_nothing_is_written(shop, bench, tmp_path):
     image = bench / "test/good/001.png"
     image.write_bytes(image.read_bytes()[:200])
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         calls = [
             ("predict", shop.onnx, bench / "test", "--output", tmp_path / "out"),
             ("evaluate", shop.onnx, "--data", bench.parent),
@@ -472,7 +458,7 @@ def test_a_damaged_image_changes_no_threshold_and_makes_no_checkpoint(
     image = bench / "train/good/001.png"
     image.write_bytes(b"")
     out = ("--output", tmp_path / "out")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         assert str(image) in _refused("threshold", artifact, "--normal", bench / "train/good")
         train = ("train", "--category", "cable", "--data", bench.parent, *out, *QUICK)
         assert str(image) in _refused(*train)
@@ -484,7 +470,7 @@ def test_an_empty_folder_is_named(shop, artifact, bench, tmp_path):
     shutil.rmtree(bench / "train/good")
     (bench / "train/good").mkdir()
     out = ("--output", tmp_path / "out")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         for call in (
             ("predict", shop.onnx, empty, *out),
             ("threshold", artifact, "--normal", empty),
@@ -497,7 +483,7 @@ def test_an_empty_folder_is_named(shop, artifact, bench, tmp_path):
 
 def test_images_that_are_not_there_are_named(shop, tmp_path):
     out = ("--output", tmp_path / "out")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         for name in ("no.png", "no*/*.png"):
             line = _refused("predict", shop.onnx, tmp_path / name, *out)
             assert f"{tmp_path / name}: no images there" in line
@@ -514,7 +500,7 @@ def test_frames_of_another_size_than_the_cameras_are_refused(shop, bench, tmp_pa
     image = tmp_path / "small.png"
     Image.fromarray(np.zeros((64, 72, 3), np.uint8)).save(image)
     shutil.copy(image, bench / "test/good/009.png")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         for call in (
             ("predict", shop.onnx, image, "--output", tmp_path / "out"),
             ("evaluate", shop.onnx, "--data", bench.parent),
@@ -527,7 +513,7 @@ def test_frames_of_another_size_than_the_cameras_are_refused(shop, bench, tmp_pa
 def test_an_unknown_category_names_those_that_are_there(shop, bench, tmp_path):
     (bench.parent / "screw").mkdir()
     data = ("--category", "nut", "--data", bench.parent)
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         for call in (
             ("train", *data, "--output", tmp_path / "out", *QUICK),
             ("evaluate", shop.onnx, *data),
@@ -549,7 +535,7 @@ def test_a_missing_model_is_named(shop, tmp_path):
         ("threshold", gone, "--normal", shop.category / "test/good"),
         ("inspect", gone),
     ):
-        with _unchanged(tmp_path):
+        with unchanged(tmp_path):
             assert str(gone) in _refused(*call)
 
 
@@ -567,7 +553,7 @@ def test_a_missing_spec_is_named(shop, tmp_path, kind):
         ("inspect", lonely),
     ]
     for call in calls:
-        with _unchanged(tmp_path):
+        with unchanged(tmp_path):
             line = _refused(*call)
         assert f"no spec {spec_path(lonely).name} beside it. Copy the .json" in line
 
@@ -582,7 +568,7 @@ def test_the_spec_of_another_model_is_refused(shop, artifact, tmp_path):
         ("threshold", artifact, "--normal", shop.category / "test/good"),
         ("inspect", artifact),
     ):
-        with _unchanged(tmp_path):
+        with unchanged(tmp_path):
             line = _refused(*call)
         assert "the pair was mixed up" in line
         assert "screw-fp32.onnx" in line
@@ -603,7 +589,7 @@ def test_a_spec_that_was_changed_by_hand_is_refused(artifact, shop, change, word
     text = spec_path(artifact).read_text()
     assert change(text) != text
     spec_path(artifact).write_text(change(text))
-    with _unchanged(artifact.parent):
+    with unchanged(artifact.parent):
         for call in (
             ("evaluate", artifact, "--data", shop.data),
             ("threshold", artifact, "--value", 0.5),
@@ -622,7 +608,7 @@ def test_a_truncated_checkpoint_is_refused(shop, tmp_path, mended):
         ("predict", cut, shop.category / "test/good", "--output", tmp_path / "out"),
         ("threshold", cut, "--normal", shop.category / "test/good"),
     ):
-        with _unchanged(tmp_path):
+        with unchanged(tmp_path):
             line = _refused(*call)
         assert f"{cut}: damaged or incomplete" in line
         assert "Copy it again." in line
@@ -630,7 +616,7 @@ def test_a_truncated_checkpoint_is_refused(shop, tmp_path, mended):
 
 def test_a_truncated_onnx_file_is_refused_by_its_hash(shop, tmp_path):
     cut = _cut(tmp_path / "model/cable-fp32.onnx", shop.onnx, mended=False)
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         line = _refused("evaluate", cut, "--data", shop.data)
         assert "damaged or the pair was mixed up" in line
         assert "damaged or the pair was mixed up" in _refused("inspect", cut)
@@ -656,7 +642,7 @@ def test_a_gpu_that_is_not_there_is_no_reason_to_run_on_the_cpu(shop, tmp_path, 
             ("threshold", shop.onnx, "--labelled", shop.category),
         ],
     }
-    with _unchanged(shop.root), _unchanged(tmp_path):
+    with unchanged(shop.root), unchanged(tmp_path):
         for words, refused in calls.items():
             for call in refused:
                 line = _refused(*call, "--device", "cuda")
@@ -670,7 +656,7 @@ def test_a_gpu_that_is_not_there_is_no_reason_to_run_on_the_cpu(shop, tmp_path, 
 @pytest.mark.parametrize("size", [5, 0])
 def test_a_batch_size_the_artifact_does_not_take_is_refused(shop, tmp_path, size):
     good = shop.category / "test/good"
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         for call in (
             ("evaluate", shop.onnx, "--data", shop.data),
             ("predict", shop.onnx, good, "--output", tmp_path / "out"),
@@ -681,7 +667,7 @@ def test_a_batch_size_the_artifact_does_not_take_is_refused(shop, tmp_path, size
 
 @pytest.mark.parametrize("steps", ["", "5", "1,2,3", "a,b", "-1,2", "1.5,2", "²,3", "1;2"])
 def test_steps_that_are_not_two_numbers_are_misuse(shop, tmp_path, steps):
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         line = _misused(
             "train", "--category", "cable", "--data", shop.data, "--output", tmp_path / "out",
             *QUICK, "--steps", steps,
@@ -705,7 +691,7 @@ def test_steps_that_are_not_two_numbers_are_misuse(shop, tmp_path, steps):
 )
 def test_what_cannot_be_trained_is_refused_before_training(shop, tmp_path, option, words):
     call = ("train", "--category", "cable", "--data", shop.data, "--output", tmp_path / "out")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         assert words in _refused(*call, *QUICK, *option)
 
 
@@ -724,7 +710,7 @@ def test_what_cannot_be_trained_is_refused_before_training(shop, tmp_path, optio
 def test_options_out_of_range_are_misuse(shop, tmp_path, option):
     """A rate that only fails once the threshold is set would cost the whole training."""
     call = ("train", "--category", "cable", "--data", shop.data, "--output", tmp_path / "out")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         assert option[0] in _misused(*call, *QUICK, *option)
 
 
@@ -736,7 +722,7 @@ def test_an_unknown_device_is_refused(shop):
 
 def test_threshold_takes_one_rule_at_a_time(shop, artifact):
     good = shop.category / "test/good"
-    with _unchanged(artifact.parent):
+    with unchanged(artifact.parent):
         line = _misused("threshold", artifact, "--value", 0.5, "--normal", good)
         assert "one of --normal, --labelled and --value" in line
         assert "--pixel goes with --value" in _misused("threshold", artifact, "--pixel", 0.5)
@@ -753,7 +739,7 @@ def test_an_output_that_cannot_be_written_is_named(shop, tmp_path):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/overlays").write_text("in the way")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         call = ("predict", shop.onnx, good, "--output")
         assert "is a file" in _misused(*call, tmp_path / "file")
         assert str(tmp_path / "file") in _refused(*call, tmp_path / "file/deeper")
@@ -761,7 +747,7 @@ def test_an_output_that_cannot_be_written_is_named(shop, tmp_path):
 
 
 def test_a_sample_does_not_overwrite_a_category(bench):
-    with _unchanged(bench):
+    with unchanged(bench):
         line = _refused("sample", "--output", bench.parent)
         assert f"{bench}: exists and is not empty" in line
     assert "64<=x<=4096" in _misused("sample", "--output", bench.parent, "--size", 32)
@@ -787,7 +773,7 @@ def test_a_truncated_graph_whose_hash_fits_is_refused_by_onnx_runtime(shop, tmp_
     """ONNX Runtime writes to stderr by itself; the shell must still see one line."""
     cut = _cut(tmp_path / "model/cable-fp32.onnx", shop.onnx, mended=True)
     good = shop.category / "test/good"
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         done = _shell("predict", cut, good, "--output", tmp_path / "out", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {cut}: ONNX Runtime cannot open it (")
@@ -809,7 +795,7 @@ def test_code_in_a_pickle_is_never_run(shop, tmp_path):
     pickle.loads(evil.read_bytes())
     assert marker.exists(), "else this test shows nothing"
     marker.unlink()
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         done = _shell("evaluate", evil, "--data", shop.data, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: {evil}: refused, because it is damaged or holds more")

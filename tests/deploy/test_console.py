@@ -3,19 +3,17 @@
 import io
 import sys
 
+import click
 import pytest
+from click.testing import CliRunner
 
-click = pytest.importorskip("click")
-
-from click.testing import CliRunner  # noqa: E402 - needs click
-
-from destseg_deploy.console import (  # noqa: E402 - needs click
+from destseg_deploy.console import (
     OneLineErrors,
     OneLineErrorsGroup,
     one_line_errors,
     progress,
 )
-from destseg_deploy.errors import DataError, ParityError, ShapeError  # noqa: E402 - after click
+from destseg_deploy.errors import DataError, ParityError, ShapeError
 
 
 def _command(error: BaseException):

@@ -1,7 +1,6 @@
 """destseg-export: what it passes on, and that a refusal leaves everything as it was."""
 
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("click")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
@@ -19,6 +17,7 @@ from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec, spec_path  # 
 from destseg_export import to_onnx  # noqa: E402 - needs onnx
 from destseg_export.cli import export, inspect  # noqa: E402 - needs click
 from destseg_export.verify import Budget  # noqa: E402 - after onnx
+from tests.unchanged import unchanged  # noqa: E402 - after onnx
 
 
 def _run(command, *arguments: object) -> Result:
@@ -34,19 +33,6 @@ def _refused(*arguments: object) -> str:
     lines = result.stderr.splitlines()
     assert [line.startswith("Error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
     return lines[-1]
-
-
-@contextmanager
-def _unchanged(folder: Path):
-    """Make sure that nothing under a folder is written, removed or changed."""
-
-    def listing():
-        found = sorted(folder.rglob("*"))
-        return [(path, path.is_file() and path.stat().st_mtime_ns) for path in found]
-
-    before = listing()
-    yield
-    assert listing() == before
 
 
 @pytest.fixture
@@ -162,7 +148,7 @@ def test_the_gate_leaves_no_file(checkpoint, traced, images, tmp_path):
     """No two back ends agree to 1e-12; without the option these very files pass (see above)."""
     (tmp_path / "out").mkdir()
     call = ("--checkpoint", checkpoint, "--output", tmp_path / "out", "--batch", "1:2:4")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         line = _refused(*call, "--verify-images", images, "--max-map-difference", 1e-12)
     assert "cable-fp32.onnx: differs from PyTorch on 3 images" in line
     assert "(allowed 1e-12)" in line
@@ -175,7 +161,7 @@ def test_the_gate_keeps_an_older_export(checkpoint, traced, images, tmp_path):
     model.write_text("an older export")
     spec_path(model).write_text("its spec")
     call = ("--checkpoint", checkpoint, "--output", model.parent, "--batch", "1:2:4")
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         _refused(*call, "--verify-images", images, "--max-score-difference", 1e-12)
     assert model.read_text() == "an older export"
     assert spec_path(model).read_text() == "its spec"
@@ -197,12 +183,12 @@ def test_images_to_compare_on_are_checked(checkpoint, traced, images, tmp_path):
     (tmp_path / "empty").mkdir()
     damaged = images / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         assert str(tmp_path / "empty") in _refused(*call, "--verify-images", tmp_path / "empty")
         assert str(damaged) in _refused(*call, "--verify-images", images)
     damaged.unlink()
     (images / "2.png").unlink()
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         assert "1 images, expected at least 2" in _refused(*call, "--verify-images", images)
 
 
@@ -218,7 +204,7 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_written(checkpoint, tm
     spec = ModelSpec.read(checkpoint)
     replace(spec, artifact=FileRecord("screw.safetensors", "c" * 64)).write(other)
     said = {gone: "no such file", lonely: "no spec", cut: "damaged", other: "mixed up"}
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         for path, words in said.items():
             line = _refused("--checkpoint", path, "--output", tmp_path / "out")
             assert str(path) in line
@@ -226,7 +212,7 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_written(checkpoint, tm
 
 
 def test_an_opset_nobody_writes_is_refused(checkpoint, tmp_path):
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         line = _refused("--checkpoint", checkpoint, "--output", tmp_path / "out", "--opset", 11)
     assert "opset 11: expected 18 to 23" in line
 
@@ -248,7 +234,7 @@ def test_an_opset_nobody_writes_is_refused(checkpoint, tmp_path):
     ],
 )
 def test_options_that_cannot_be_read_are_misuse(checkpoint, tmp_path, option, value, words):
-    with _unchanged(tmp_path):
+    with unchanged(tmp_path):
         out = ("--checkpoint", checkpoint, "--output", tmp_path / "out")
         result = _run(export, *out, option, value)
     assert (result.exit_code, result.stdout) == (2, "")

@@ -7,6 +7,7 @@ import pytest
 
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import ExportError, ParityError, ShapeError
+from destseg_deploy.models.inference import PixelResize
 from destseg_deploy.predictor import load
 from destseg_deploy.spec import BatchRange, ModelSpec, sha256
 
@@ -94,6 +95,24 @@ def test_camera_graph_resizes_as_the_host_does(checkpoint, camera):
     np.testing.assert_allclose(found.score, wanted.score, atol=5e-5)
     np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, atol=5e-5)
     assert np.abs(np.roll(found.score, 1) - wanted.score).max() > 1e-2, "control: the wrong image"
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter remarks on its own internals
+@pytest.mark.parametrize(("height", "width"), [(1024, 1024), (700, 901), (100, 37)])
+def test_onnx_runtime_resizes_to_the_same_bits_as_the_host(height, width):
+    """Not nearly the same: weights that add exactly leave nothing to rounding."""
+    ort = pytest.importorskip("onnxruntime")
+    import torch
+
+    image = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = image.astype(np.float32).transpose(2, 0, 1)[None].copy()
+    module = PixelResize((height, width), (256, 256)).eval()
+    program = torch.onnx.export(module, (torch.from_numpy(pixels),), dynamo=True, verbose=False)
+    session = ort.InferenceSession(
+        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    np.testing.assert_array_equal(found[0].transpose(1, 2, 0), resize_image(image, (256, 256)))
 
 
 def test_camera_graph_refuses_other_sizes(camera):
