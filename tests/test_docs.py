@@ -10,17 +10,21 @@ import pytest
 from click.testing import CliRunner
 
 from destseg_bench.cli import bench
-from destseg_deploy import cli
+from destseg_deploy.cli.evaluate import evaluate
+from destseg_deploy.cli.predict import predict
+from destseg_deploy.cli.sample import sample
+from destseg_deploy.cli.threshold import threshold
+from destseg_deploy.cli.train import train
 from destseg_export.cli import export
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = {
-    "destseg-train": cli.train,
-    "destseg-evaluate": cli.evaluate,
-    "destseg-predict": cli.predict,
-    "destseg-threshold": cli.threshold,
-    "destseg-sample": cli.sample,
+    "destseg-train": train,
+    "destseg-evaluate": evaluate,
+    "destseg-predict": predict,
+    "destseg-threshold": threshold,
+    "destseg-sample": sample,
     "destseg-export": export,
     "destseg-bench": bench,
 }
@@ -68,7 +72,7 @@ def test_the_check_would_see_a_wrong_option():
     from click import NoSuchOption
 
     with pytest.raises(NoSuchOption):
-        cli.train.make_context("destseg-train", ["--categry", "cable"])
+        train.make_context("destseg-train", ["--categry", "cable"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

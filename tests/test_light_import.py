@@ -59,7 +59,7 @@ except destseg_deploy.BackendError as error:
 def test_commands_show_their_help_without_torch(command):
     code = f"""{BLOCK}
 sys.argv = ["destseg-{command}", "--help"]
-from destseg_deploy.cli import {command}
+from destseg_deploy.cli.{command} import {command}
 {command}()
 """
     assert _run(code).startswith(f"Usage: destseg-{command} ")

@@ -1,5 +1,6 @@
 """The commands, from drawing a sample to judging parts, and one line for whatever is wrong."""
 
+import importlib
 import json
 import os
 import pickle
@@ -21,7 +22,12 @@ pytest.importorskip("onnxruntime")
 
 from click.testing import CliRunner, Result
 
-from destseg_deploy import cli, judging
+from destseg_deploy import judging
+from destseg_deploy.cli.evaluate import evaluate
+from destseg_deploy.cli.predict import predict
+from destseg_deploy.cli.sample import sample
+from destseg_deploy.cli.threshold import threshold
+from destseg_deploy.cli.train import train
 from destseg_deploy.predictor import load
 from destseg_deploy.recipe import PRESETS, make_recipe
 from destseg_deploy.spec import FileRecord, ModelSpec, spec_path
@@ -30,11 +36,11 @@ from tests.unchanged import unchanged
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
-    "train": cli.train,
-    "evaluate": cli.evaluate,
-    "predict": cli.predict,
-    "threshold": cli.threshold,
-    "sample": cli.sample,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "threshold": threshold,
+    "sample": sample,
     "export": export,
     "inspect": inspect,
 }
@@ -424,7 +430,9 @@ def test_device_and_threads_reach_the_runtime(shop, tmp_path, monkeypatch):
     def record(artifact, **options):
         raise Stop(artifact, options)
 
-    monkeypatch.setattr(cli, "load", record)
+    for command in ("evaluate", "predict"):
+        module = importlib.import_module(f"destseg_deploy.cli.{command}")
+        monkeypatch.setattr(module, "load", record)
     options = ("--device", "cuda:1", "--threads", 3)
     for call in (
         ("evaluate", shop.onnx, "--data", shop.data),
@@ -761,7 +769,7 @@ def _shell(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProc
 
 
 def _argv(name: str, *arguments: object) -> list[str]:
-    code = f"from destseg_deploy.cli import {name}; {name}()"
+    code = f"from destseg_deploy.cli.{name} import {name}; {name}()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 

@@ -1,4 +1,4 @@
-"""destseg-bench: what artifacts do, measured."""
+"""destseg-bench agreement."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ import click
 from destseg_bench.agreement import describe_training, measure_agreement
 from destseg_bench.environment import describe_environment
 from destseg_deploy.atomic import replacing
-from destseg_deploy.console import OneLineErrors, OneLineErrorsGroup, progress
+from destseg_deploy.console import OneLineErrors, progress
 
 
-@click.group(cls=OneLineErrorsGroup)
-@click.version_option(package_name="destseg-deploy")
-def bench() -> None:
-    """Measure artifacts on the machine at hand."""
-
-
-@bench.command(cls=OneLineErrors)
+@click.command(cls=OneLineErrors)
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--data",

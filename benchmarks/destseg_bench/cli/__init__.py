@@ -1,0 +1,17 @@
+"""destseg-bench: what artifacts do, measured."""
+
+from __future__ import annotations
+
+import click
+
+from destseg_bench.cli.agreement import agreement
+from destseg_deploy.console import OneLineErrorsGroup
+
+
+@click.group(cls=OneLineErrorsGroup)
+@click.version_option(package_name="destseg-deploy")
+def bench() -> None:
+    """Measure artifacts on the machine at hand."""
+
+
+bench.add_command(agreement)

@@ -1,0 +1,39 @@
+"""destseg-sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from destseg_deploy.cli.options import FOLDER, VERSION
+from destseg_deploy.console import OneLineErrors
+
+
+@click.command(cls=OneLineErrors)
+@click.option("--output", type=FOLDER, default="data", help="Folder for the category.")
+@click.option("--category", default="cable", help="Name of the category.")
+@click.option("--size", type=click.IntRange(64, 4096), default=256, help="Image size in pixels.")
+@click.option(
+    "--train", "train_images", type=click.IntRange(1), default=60, help="Normal images to train on."
+)
+@click.option("--good", type=click.IntRange(1), default=20, help="Normal test images.")
+@click.option("--per-defect", type=click.IntRange(1), default=6, help="Test images of each defect.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the images.")
+@VERSION
+def sample(
+    output: Path, category: str, size: int, train_images: int, good: int, per_defect: int, seed: int
+) -> None:
+    """Draw a sample category in the MVTec AD layout, to try everything without a data set."""
+    from destseg_deploy.data.sample import write_sample
+
+    folder = write_sample(
+        output,
+        category=category,
+        size=size,
+        train=train_images,
+        good=good,
+        per_defect=per_defect,
+        seed=seed,
+    )
+    click.echo(folder)
