@@ -25,10 +25,11 @@ demo: install
 	$(BIN)/destseg-export inspect demo/artifacts/cable-fp32.onnx
 	$(BIN)/destseg-predict demo/artifacts/cable-fp32.onnx demo/data/cable/test --output demo/predictions > /dev/null
 	$(BIN)/destseg-bench agreement demo/artifacts/cable.safetensors demo/artifacts/cable-fp32.onnx --data demo/data/cable
-	$(BIN)/destseg-evaluate demo/artifacts/cable-fp32.onnx --data demo/data
+	$(BIN)/destseg-evaluate demo/artifacts/cable-fp32.onnx --data demo/data --output demo/report
 	@echo
 	@echo "Pictures: demo/predictions/overview.png (the highest scores first)"
 	@echo "          demo/predictions/overlays/<defect>/*.png (one for each test image)"
+	@echo "          demo/report/curves.png, demo/report/worst.png (how well it does, and where it fails)"
 	@echo "The teacher of this demo has random weights; for real parts, train with ImageNet weights."
 
 test: install

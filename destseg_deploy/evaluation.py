@@ -12,9 +12,24 @@ from numpy.typing import NDArray
 
 from destseg_deploy.data.images import read_image, read_mask
 from destseg_deploy.data.mvtec import Sample, list_test
-from destseg_deploy.errors import DataError
-from destseg_deploy.metrics import PixelMetrics, f1_max, image_auroc, pixel_metrics
+from destseg_deploy.errors import DataError, MetricError
+from destseg_deploy.metrics import (
+    Curves,
+    PixelMetrics,
+    f1_max,
+    image_auroc,
+    pixel_metrics,
+    pixel_metrics_and_curves,
+    top_k_mean,
+)
+from destseg_deploy.ranking import rank_images
 from destseg_deploy.runtime.base import Prediction
+
+TABLE_S1 = (20, 50, 100, 200)
+"""The values of T in Table S1 of the paper's supplement; 100 is the one it adopts."""
+
+PAPER_PIXELS = 256 * 256
+PRO_MAX_FPR = 0.3
 
 
 class Scorer(Protocol):
@@ -95,6 +110,21 @@ class DefectRow:
     images: int
     image_auroc: float
     lowest_score: float
+
+
+@dataclass(frozen=True)
+class TopKRow:
+    """Image AUROC when the score is the mean of other than the adopted number of pixels.
+
+    Attributes:
+        t: Pixels averaged of a 256 x 256 map; T in the paper's Table S1.
+        k: Pixels averaged here: the same share of the map.
+        image_auroc: In [0, 1].
+    """
+
+    t: int
+    k: int
+    image_auroc: float
 
 
 @dataclass(frozen=True)
@@ -206,6 +236,80 @@ def compute_metrics(test: TestSet) -> Evaluation:
     Raises:
         MetricError: If maps hold NaN, or no mask has a pixel at the size of the maps.
     """
+    pixel = None
+    if test.masks is not None:
+        pixel = pixel_metrics(test.maps, test.masks, pro_max_fpr=PRO_MAX_FPR)
+    return _evaluation(test, pixel)
+
+
+def compute_metrics_and_curves(test: TestSet) -> tuple[Evaluation, Curves | None]:
+    """Compute what ``compute_metrics`` does and the pixel curves, from one sort of the pixels.
+
+    Returns:
+        The metrics, and the curves, or None without ground truth.
+
+    Raises:
+        MetricError: As ``compute_metrics``.
+    """
+    if test.masks is None:
+        return _evaluation(test, None), None
+    pixel, curves = pixel_metrics_and_curves(test.maps, test.masks, pro_max_fpr=PRO_MAX_FPR)
+    return _evaluation(test, pixel), curves
+
+
+def image_roc(test: TestSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ROC curve of the image scores, to be joined with straight lines.
+
+    Returns:
+        False and true positive rate, float64 (P,) both, from (0, 0) to (1, 1).
+
+    Raises:
+        MetricError: If a score is not finite.
+    """
+    ranking = rank_images(test.scores, test.labels)
+    false_positives, true_positive_rate = ranking.staircase(ranking.recall)
+    return false_positives / ranking.normal.size, true_positive_rate
+
+
+def sweep_top_k(test: TestSet, ts: Sequence[int] = TABLE_S1) -> tuple[TopKRow, ...]:
+    """Compute the image AUROC for other image scores, as the paper's Table S1 does.
+
+    The scores come from the maps at hand. The artifact's own score is the mean over its
+    ``top_k`` pixels of the map at the network's size: where the maps have that size, the row of
+    the T it was trained with (100) repeats the artifact's AUROC. Maps of another size give
+    slightly other scores, from the same share of their pixels.
+
+    Args:
+        test: A scored test set.
+        ts: Numbers of pixels, each belonging to a map of 256 x 256.
+
+    Raises:
+        MetricError: As ``check_ts``, or if a map holds NaN.
+    """
+    check_ts(ts)
+    height, width = test.maps.shape[1:]
+    return tuple(_top_k_row(test, t, max(1, round(t * height * width / PAPER_PIXELS))) for t in ts)
+
+
+def check_ts(ts: Sequence[int]) -> None:
+    """Make sure that each T is a number of pixels of a 256 x 256 map, and that none repeats.
+
+    Raises:
+        MetricError: If not, or if there is none.
+    """
+    if not ts:
+        raise MetricError("T: no value. Pass at least one, such as 100.")
+    for i, t in enumerate(ts):
+        if not 1 <= t <= PAPER_PIXELS:
+            raise MetricError(
+                f"T = {t}: expected 1 to {PAPER_PIXELS}, the pixels of a 256 x 256 map; "
+                "it is scaled to the size of other maps."
+            )
+        if t in ts[:i]:
+            raise MetricError(f"T = {t}: given twice. Pass each value once.")
+
+
+def _evaluation(test: TestSet, pixel: PixelMetrics | None) -> Evaluation:
     labels = test.labels
     best, threshold = f1_max(test.scores, labels)
     return Evaluation(
@@ -214,10 +318,16 @@ def compute_metrics(test: TestSet) -> Evaluation:
         image_auroc=image_auroc(test.scores, labels),
         image_f1_max=best,
         image_f1_threshold=threshold,
-        pixel=None if test.masks is None else pixel_metrics(test.maps, test.masks),
+        pixel=pixel,
         defects=_by_defect(test),
         vanished=tuple(str(path) for path in test.vanished),
     )
+
+
+def _top_k_row(test: TestSet, t: int, k: int) -> TopKRow:
+    # Map by map, for the partial sort of all maps at once would copy them.
+    scores = np.concatenate([top_k_mean(anomaly_map[None], k) for anomaly_map in test.maps])
+    return TopKRow(t, k, image_auroc(scores, test.labels))
 
 
 def _by_defect(test: TestSet) -> tuple[DefectRow, ...]:

@@ -59,10 +59,16 @@ class Recipe:
         steps = min(self.student_steps, self.segmentation_steps)
         check_option(steps >= 1, "steps", steps, "at least 1")
         check_option(self.decay in DECAYS, "decay", self.decay, " or ".join(DECAYS))
+        check_option(self.gamma >= 0, "gamma", self.gamma, "at least 0")
         check_option(0 <= self.holdout < 1, "holdout", self.holdout, "a share in [0, 1)")
         check_option(
             self.rotation in (None, *ROTATIONS), "rotation", self.rotation, ", ".join(ROTATIONS)
         )
+
+    @property
+    def steps(self) -> int:
+        """Steps of both phases."""
+        return self.student_steps + self.segmentation_steps
 
     def for_category(self, category: str) -> Recipe:
         """Return the recipe with the rotation settled: the paper's group, or ``slight``."""

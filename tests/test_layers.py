@@ -31,6 +31,11 @@ ROOMS = {
     "prediction": FORMS | {"data", "runtime", "predictor", "visualize"},
     "judging": FORMS | MEASURES | {"data", "runtime", "predictor", "evaluation"},
     "recipe": BASE | {"data"},
+    "curve_plot": FORMS | MEASURES | {"data", "runtime", "evaluation"},
+    "worst_errors": FORMS | MEASURES | {"captions", "data", "runtime", "evaluation", "visualize"},
+    "evaluation_report": FORMS
+    | MEASURES
+    | {"data", "runtime", "predictor", "evaluation", "visualize", "curve_plot", "worst_errors"},
     "training": FORMS
     | MEASURES
     | {"data", "models", "runtime", "predictor", "evaluation", "recipe"},
@@ -38,14 +43,27 @@ ROOMS = {
 }
 """Room -> rooms of destseg_deploy that it may import; ``cli`` may import all."""
 
-HEAVY = {"torch", "safetensors", "onnx", "onnxruntime", "click", "tensorrt"}
+HEAVY = {
+    "torch",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "click",
+    "tensorrt",
+    "matplotlib",
+    "tensorboard",
+}
 MAY_NEED = {
     "data/loader": {"torch"},
+    "data/feed": {"torch"},
+    "data/synthesis_torch": {"torch"},
+    "data/texture_bank": {"torch"},
     "models": {"torch", "safetensors"},
     "runtime/pytorch": {"torch"},
     "runtime/ort": {"onnxruntime"},
     "predictor": {"torch"},
-    "training": {"torch"},
+    "training": {"torch", "safetensors"},
+    "curve_plot": {"matplotlib"},
     "console": {"click"},
     "cli": {"click"},
 }

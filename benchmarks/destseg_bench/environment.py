@@ -22,6 +22,8 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
+    "matplotlib",
+    "tensorboard",
 )
 
 

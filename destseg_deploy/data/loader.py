@@ -1,74 +1,40 @@
-"""Training samples as torch tensors: normal images in, corrupted and clean pairs out."""
+"""Training samples an image at a time, as the reference prepares them: worker processes, NumPy.
+
+data/feed.py gives the same samples, made on the training device; this is what it is held against.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from destseg_deploy.data.images import is_image, read_image
-from destseg_deploy.data.resize import resize_image
+from destseg_deploy.data.sampler import Sampler
 from destseg_deploy.data.synthesis import synthesize
-from destseg_deploy.data.textures import procedural_texture
-from destseg_deploy.errors import DataError
-
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Corrupted and clean images, float32 (N, 3, H, W) in [0, 255], and masks, float32 (N, 1, H, W)."""
-
-
-def list_textures(folder: Path) -> list[Path]:
-    """Return the images of a texture collection, at any depth, sorted (``dtd/images/*/*.jpg``).
-
-    Raises:
-        DataError: If the folder does not exist or holds no image.
-    """
-    textures = sorted(path for path in folder.rglob("*") if is_image(path))
-    if not textures:
-        raise DataError(
-            f"{folder}: no texture images. Expected a folder such as dtd/images; leave the option "
-            "out to use the built-in procedural textures."
-        )
-    return textures
+from destseg_deploy.data.synthesis_torch import Batch
+from destseg_deploy.data.texture_source import Textures
 
 
 class AnomalyDataset(Dataset[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]):
-    """An endless supply of synthetic anomalies, addressed by sample number.
-
-    Sample ``i`` depends on the seed and ``i`` alone, so a run is the same whatever the number of
-    workers. Normal images are shuffled anew each time all have been used once; fewer images than
-    a batch are fine.
-    """
+    """Synthetic anomalies, addressed by sample number."""
 
     def __init__(
-        self,
-        images: Sequence[Path],
-        textures: Sequence[Path] | None,
-        size: tuple[int, int],
-        *,
-        rotation: str,
-        seed: int,
-        samples: int,
+        self, images: NDArray[np.uint8], textures: Textures, sampler: Sampler, samples: int
     ) -> None:
-        """Decode and resize the images once.
+        """Hold what samples are made of.
 
         Args:
-            images: Normal images.
-            textures: Texture files, or None for procedural ones.
-            size: Height and width of the samples.
-            rotation: One of ``synthesis.ROTATIONS``.
-            seed: Seed of every random choice.
+            images: uint8 (M, H, W, 3), normal images.
+            textures: Textures of the same size, read anew for each sample.
+            sampler: What each sample is made of.
             samples: How many samples the run draws.
         """
-        self.images = [resize_image(read_image(path), size) for path in images]
+        self.images = images
         self.textures = textures
-        self.size = size
-        self.rotation = rotation
-        self.seed = seed
+        self.sampler = sampler
         self.samples = samples
 
     def __len__(self) -> int:
@@ -79,36 +45,34 @@ class AnomalyDataset(Dataset[tuple[NDArray[np.float32], NDArray[np.float32], NDA
         self, index: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Return corrupted and clean image (3, H, W) and mask (1, H, W) of a sample."""
-        rng = np.random.default_rng([self.seed, 1, index])
-        epoch, position = divmod(index, len(self.images))
-        image = self.images[self._shuffled(epoch)[position]]
-        sample = synthesize(image, self._texture(rng), rng, self.rotation)
+        plan = self.sampler.plan(index)
+        texture = self.textures.read(plan.texture)
+        sample = synthesize(self.images[plan.image], texture, plan.choices)
         return (
             np.ascontiguousarray(sample.image.transpose(2, 0, 1)),
             np.ascontiguousarray(sample.clean.transpose(2, 0, 1)),
             sample.mask[None].astype(np.float32),
         )
 
-    def _texture(self, rng: np.random.Generator) -> NDArray[np.uint8]:
-        if self.textures is None:
-            texture = procedural_texture(rng, max(self.size))
-        else:
-            texture = read_image(self.textures[int(rng.integers(len(self.textures)))])
-        return resize_image(texture, self.size)
 
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.images))
-
-
-def batches(dataset: AnomalyDataset, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+def batches(
+    dataset: AnomalyDataset,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    workers: int = 0,
+) -> Iterator[Batch]:
     """Yield the dataset's samples in order, ``batch_size`` at a time.
 
     Args:
         dataset: The samples.
         batch_size: Images per batch.
+        start: The batch to begin with.
+        stop: The batch to end before; None for the last.
         workers: Processes that prepare batches ahead; 0 prepares them in this one.
     """
-    loader = DataLoader(
-        dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
-    yield from loader
+    end = len(dataset) if stop is None else stop * batch_size
+    part = Subset(dataset, range(start * batch_size, end))
+    pinned = torch.cuda.is_available()
+    yield from DataLoader(part, batch_size, num_workers=workers, pin_memory=pinned)

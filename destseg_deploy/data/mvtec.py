@@ -12,6 +12,7 @@ An image's label is its folder: ``good`` is normal, anything else anomalous.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,23 @@ def find_category(data: Path, category: str) -> Path:
         )
     found = ", ".join(sorted(path.name for path in data.iterdir() if path.is_dir())) or "no folders"
     raise DataError(f"{data}: no category {category!r}. Found: {found}. {EXPECTED}")
+
+
+def find_categories(data: Path, names: Sequence[str]) -> list[Path]:
+    """Return the folders of several categories, or of all that have ``train/good`` for ``all``.
+
+    Raises:
+        DataError: If one is not there, or there is none at all.
+    """
+    if "all" not in names:
+        return [find_category(data, name) for name in dict.fromkeys(names)]
+    found = sorted(folder.parent.parent for folder in data.glob(f"*/train/{GOOD}"))
+    if not found:
+        raise DataError(
+            f"{data}: no categories in it. Expected folders that each hold train/{GOOD}; give the "
+            "folder above them."
+        )
+    return found
 
 
 def list_train(category: Path) -> list[Path]:

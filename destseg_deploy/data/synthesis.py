@@ -1,8 +1,9 @@
 """Synthetic anomalies: a texture blended into a normal image under a Perlin-noise mask.
 
 DeSTSeg learns from normal images alone; this is where its anomalies come from (methods.md 3.1.8).
-Every random number of a sample comes from the generator that is passed in, so that a sample depends
-on its seed and on nothing else.
+`draw` makes every random choice of a sample from one generator; what is done with the choices is
+arithmetic. Here it is done an image at a time, as the reference does; data/synthesis_torch.py does
+the same for a batch on the training device.
 """
 
 from __future__ import annotations
@@ -29,6 +30,23 @@ NOISE_THRESHOLD = 0.5
 MAX_OCTAVE = 5
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Every random choice of a sample.
+
+    Attributes:
+        turn: Rotation of the normal image in degrees counter-clockwise, quarter turns included.
+        angles: float32 (rows + 1, columns + 1): directions of the noise's gradients, in radians.
+        noise_turn: Rotation of the noise in degrees, in [-90, 90).
+        beta: Share of the normal image that shows through the anomaly, in [0, 0.8).
+    """
+
+    turn: float
+    angles: NDArray[np.float32]
+    noise_turn: float
+    beta: float
+
+
 @dataclass(frozen=True)
 class Anomaly:
     """A training sample.
@@ -44,53 +62,61 @@ class Anomaly:
     mask: NDArray[np.bool_]
 
 
-def synthesize(
-    image: NDArray[np.uint8],
-    texture: NDArray[np.uint8],
-    rng: np.random.Generator,
-    rotation: str = "none",
-) -> Anomaly:
+def draw(rng: np.random.Generator, rotation: str = "none") -> Draw:
+    """Make a sample's random choices.
+
+    Args:
+        rng: Source of every one of them.
+        rotation: One of ``ROTATIONS``.
+    """
+    turn = 0.0
+    if rotation != "none":
+        quarters = int(rng.integers(4)) if rotation == "full" else 0
+        turn = 90 * quarters + rng.uniform(-5.0, 5.0)
+    rows, columns = 2 ** rng.integers(0, MAX_OCTAVE + 1, size=2)
+    angles = rng.uniform(0.0, 2 * np.pi, (rows + 1, columns + 1)).astype(np.float32)
+    return Draw(turn, angles, rng.uniform(-90.0, 90.0), rng.uniform(0.0, MAX_BETA))
+
+
+def synthesize(image: NDArray[np.uint8], texture: NDArray[np.uint8], choices: Draw) -> Anomaly:
     """Make a training sample from a normal image and a texture.
 
     Args:
         image: uint8 (H, W, 3).
         texture: uint8 (H, W, 3), what the anomaly looks like.
-        rng: Source of every random choice.
-        rotation: One of ``ROTATIONS``, applied before the anomaly.
+        choices: The sample's random choices.
     """
-    clean = rotate(image.astype(np.float32), rotation, rng)
-    mask = noise_mask(clean.shape[0], clean.shape[1], rng)
-    beta = np.float32(rng.uniform(0.0, MAX_BETA))
+    clean = rotate(image.astype(np.float32), choices.turn)
+    mask = noise_mask(clean.shape[0], clean.shape[1], choices)
+    beta = np.float32(choices.beta)
     blended = beta * clean + (1 - beta) * texture.astype(np.float32)
     return Anomaly(np.where(mask[:, :, None], blended, clean), clean, mask)
 
 
-def rotate(
-    image: NDArray[np.float32], rotation: str, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Rotate about the centre as the category's group allows; uncovered corners turn grey."""
-    if rotation == "none":
-        return image
-    if rotation == "full":
-        image = np.ascontiguousarray(np.rot90(image, int(rng.integers(4))))
-    return _turn(image, rng.uniform(-5.0, 5.0), FILL)
+def rotate(image: NDArray[np.float32], degrees: float) -> NDArray[np.float32]:
+    """Rotate counter-clockwise about the centre; uncovered corners turn grey."""
+    return image if degrees == 0 else _turn(image, degrees, FILL)
 
 
-def noise_mask(height: int, width: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+def noise_mask(height: int, width: int, choices: Draw) -> NDArray[np.bool_]:
     """Return the blobs of rotated Perlin noise above one half; bool (H, W), may be empty."""
-    rows, columns = 2 ** rng.integers(0, MAX_OCTAVE + 1, size=2)
-    noise = perlin(height, width, int(rows), int(columns), rng)
-    return _turn(noise, rng.uniform(-90.0, 90.0), (0, 0, 0)) > NOISE_THRESHOLD
+    noise = perlin(height, width, choices.angles)
+    return _turn(noise, choices.noise_turn, (0, 0, 0)) > NOISE_THRESHOLD
 
 
-def perlin(
-    height: int, width: int, rows: int, columns: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Return Perlin gradient noise over a grid of ``rows`` x ``columns`` cells.
+def perlin(height: int, width: int, angles: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return Perlin gradient noise, scaled by sqrt(2), so that it fills about [-1, 1].
 
-    Scaled by sqrt(2), so that it fills about [-1, 1]; float32 (H, W).
+    Args:
+        height: H.
+        width: W.
+        angles: float32 (rows + 1, columns + 1), radians: the gradients at the corners of a grid of
+            rows x columns cells.
+
+    Returns:
+        float32 (H, W).
     """
-    angles = rng.uniform(0.0, 2 * np.pi, (rows + 1, columns + 1)).astype(np.float32)
+    rows, columns = angles.shape[0] - 1, angles.shape[1] - 1
     gradients = np.stack([np.sin(angles), np.cos(angles)])
     y, cell_y = np.modf(np.arange(height, dtype=np.float32) * rows / height)
     x, cell_x = np.modf(np.arange(width, dtype=np.float32) * columns / width)

@@ -15,10 +15,21 @@ from destseg_deploy.models.destseg import DeSTSeg, upsample
 from destseg_deploy.spec import IMAGENET_MEAN, IMAGENET_STD
 
 
-def normalize_pixels(images: Tensor) -> Tensor:
-    """Map float (N, 3, H, W) in [0, 255] to ImageNet-normalised values."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of ImageNet's pixels on a device, float32 (3, 1, 1)."""
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
+
+
+def normalize_pixels(images: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Map float (N, 3, H, W) in [0, 255] to ImageNet-normalised values.
+
+    Args:
+        images: The pixels.
+        statistics: ``imagenet_statistics`` of their device. Without them they are copied there,
+            and a GPU is waited for.
+    """
+    mean, std = statistics or imagenet_statistics(images.device)
     return (images / 255 - mean) / std
 
 

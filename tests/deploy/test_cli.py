@@ -29,7 +29,6 @@ from destseg_deploy.cli.sample import sample
 from destseg_deploy.cli.threshold import threshold
 from destseg_deploy.cli.train import train
 from destseg_deploy.predictor import load
-from destseg_deploy.recipe import PRESETS, make_recipe
 from destseg_deploy.spec import FileRecord, ModelSpec, spec_path
 from destseg_export.cli import export, inspect
 from tests.unchanged import unchanged
@@ -189,7 +188,7 @@ def test_train_says_what_it_made(shop):
     assert lines[1].startswith("trained     4 images, ")
     assert lines[2].startswith("threshold   score > 0.")
     assert lines[3].startswith("rule        largest of 2 normal images")
-    assert shop.said["train"].stderr == ""
+    assert shop.said["train"].stderr.startswith(f"note: {shop.checkpoint}: no folder of textures")
     spec = ModelSpec.read(shop.checkpoint)
     assert (spec.category, spec.size) == ("cable", (64, 64))
     recipe = spec.training["recipe"]
@@ -364,63 +363,6 @@ def test_inspect_says_what_the_spec_says(shop):
 
 
 # --- what reaches the library
-
-
-def test_options_reach_training(shop, tmp_path, monkeypatch):
-    from destseg_deploy import training
-
-    seen = {}
-
-    def record(category, output, recipe, **options):
-        seen.update(options, category=category, output=output, recipe=recipe)
-        return ModelSpec.read(shop.checkpoint)
-
-    monkeypatch.setattr(training, "train", record)
-    _done(
-        "train", "--category", "cable", "--data", shop.data, "--output", tmp_path,
-        "--preset", "quick", "--textures", "/dtd", "--teacher-weights", "/resnet.pth",
-        "--teacher", "imagenet", "--steps", "7, 8", "--batch-size", 9, "--size", 96,
-        "--rotation", "full", "--holdout", 0.25,  "--seed", 5, "--device", "cuda:1",
-        "--decay", "none", "--precision", "bf16", "--workers", 2, "--false-reject-rate", 0.03,
-    )  # fmt: skip
-    assert callable(seen.pop("report"))
-    assert seen == {
-        "category": shop.category,
-        "output": tmp_path / "cable.safetensors",
-        "recipe": make_recipe(
-            "quick",
-            student_steps=7,
-            segmentation_steps=8,
-            batch_size=9,
-            size=96,
-            rotation="full",
-            holdout=0.25,
-            decay="none",
-            seed=5,
-        ),
-        "textures": Path("/dtd"),
-        "teacher_weights": Path("/resnet.pth"),
-        "teacher": "imagenet",
-        "device": "cuda:1",
-        "precision": "bf16",
-        "workers": 2,
-        "false_reject_rate": 0.03,
-    }
-
-
-@pytest.mark.parametrize(("options", "expected"), [((), "paper"), (("--preset", "quick"), "quick")])
-def test_a_preset_is_what_it_says(shop, tmp_path, monkeypatch, options, expected):
-    from destseg_deploy import training
-
-    recipes = []
-
-    def record(category, output, recipe, **options):
-        recipes.append(recipe)
-        return ModelSpec.read(shop.checkpoint)
-
-    monkeypatch.setattr(training, "train", record)
-    _done("train", "--category", "cable", "--data", shop.data, "--output", tmp_path, *options)
-    assert recipes == [PRESETS[expected]]
 
 
 def test_device_and_threads_reach_the_runtime(shop, tmp_path, monkeypatch):
@@ -671,55 +613,6 @@ def test_a_batch_size_the_artifact_does_not_take_is_refused(shop, tmp_path, size
         ):
             line = _refused(*call, "--batch-size", size)
             assert f"batch_size: {size}, expected 1 to 4, the artifact's largest." in line
-
-
-@pytest.mark.parametrize("steps", ["", "5", "1,2,3", "a,b", "-1,2", "1.5,2", "²,3", "1;2"])
-def test_steps_that_are_not_two_numbers_are_misuse(shop, tmp_path, steps):
-    with unchanged(tmp_path):
-        line = _misused(
-            "train", "--category", "cable", "--data", shop.data, "--output", tmp_path / "out",
-            *QUICK, "--steps", steps,
-        )  # fmt: skip
-    assert "--steps" in line
-    assert "expected two numbers such as 1000,4000" in line
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        (("--steps", "0,5"), "steps is 0, expected at least 1"),
-        (("--size", 100), "size is 100, expected a multiple of 32"),
-        (("--batch-size", 1), "batch_size is 1, expected at least 2"),
-        (("--holdout", 1), "holdout is 1.0, expected a share"),
-        (("--holdout", 0.99), "leaves none to train on"),
-        (("--textures", "/nowhere"), "/nowhere: no texture images"),
-        (("--teacher-weights", "/no.pth"), "teacher 'random' takes no weights"),
-        (("--teacher", "imagenet", "--teacher-weights", "/no.pth"), "/no.pth: no such file"),
-    ],
-)
-def test_what_cannot_be_trained_is_refused_before_training(shop, tmp_path, option, words):
-    call = ("train", "--category", "cable", "--data", shop.data, "--output", tmp_path / "out")
-    with unchanged(tmp_path):
-        assert words in _refused(*call, *QUICK, *option)
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        ("--false-reject-rate", 0),
-        ("--false-reject-rate", 1.5),
-        ("--seed", -1),
-        ("--device", "tpu"),
-        ("--device", "cuda:x"),
-        ("--preset", "slow"),
-        ("--workers", -1),
-    ],
-)
-def test_options_out_of_range_are_misuse(shop, tmp_path, option):
-    """A rate that only fails once the threshold is set would cost the whole training."""
-    call = ("train", "--category", "cable", "--data", shop.data, "--output", tmp_path / "out")
-    with unchanged(tmp_path):
-        assert option[0] in _misused(*call, *QUICK, *option)
 
 
 def test_an_unknown_device_is_refused(shop):

@@ -7,16 +7,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from destseg_deploy import metrics
+from destseg_deploy.data.mvtec import Sample
 from destseg_deploy.errors import DataError, MetricError
 from destseg_deploy.evaluation import (
+    TABLE_S1,
     Evaluation,
+    TestSet,
+    check_ts,
     compute_metrics,
+    compute_metrics_and_curves,
+    image_roc,
     score_images,
     score_test_set,
+    sweep_top_k,
 )
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
-from destseg_deploy.spec import OutputSpec
+from destseg_deploy.spec import OutputSpec, default_top_k
 
 SIZE = 32
 
@@ -233,3 +241,164 @@ def test_peaks_are_the_largest_values_and_scores_their_mean(tmp_path, predictor)
     scores, peaks = score_images(predictor, [tmp_path / "a.png"])
     assert peaks[0] == np.float32(250 / 255)
     assert scores[0] == pytest.approx(250 / 255 / 4)  # top 4 pixels, three of them 0
+
+
+# --- curves, from the same sort
+
+
+def test_metrics_with_curves_are_the_metrics_and_the_curves(category, predictor):
+    test = score_test_set(predictor, category)
+    test.maps[:] = np.random.default_rng(0).random(test.maps.shape)
+    result, curves = compute_metrics_and_curves(test)
+    assert result == compute_metrics(test)
+    assert 0.05 < result.pixel.pro < 0.95, "a perfect model has the same PRO at every limit"
+    wider = metrics.pixel_metrics(test.maps, test.masks, pro_max_fpr=0.4)
+    assert wider.pro != result.pixel.pro
+    expected = metrics.curves(test.maps, test.masks)
+    for name in vars(expected):
+        np.testing.assert_array_equal(getattr(curves, name), getattr(expected, name))
+
+
+def test_the_pixels_are_sorted_once(category, predictor, monkeypatch):
+    test = score_test_set(predictor, category)
+    sorts = []
+    rank = metrics.rank_pixels
+    monkeypatch.setattr(metrics, "rank_pixels", lambda *given: sorts.append(1) or rank(*given))
+    compute_metrics_and_curves(test)
+    assert len(sorts) == 1
+
+
+def test_without_ground_truth_there_are_no_curves(category, predictor):
+    test = replace(score_test_set(predictor, category), masks=None)
+    result, curves = compute_metrics_and_curves(test)
+    assert (result.image_auroc, result.pixel, curves) == (1, None, None)
+
+
+def _scored(maps: np.ndarray, labels: list[bool], scores: np.ndarray | None = None) -> TestSet:
+    """Return a test set without files behind it."""
+    kinds = [Sample(Path(f"{i}.png"), "dent" if bad else "good") for i, bad in enumerate(labels)]
+    maps = maps.astype(np.float32)
+    scores = maps.max(axis=(1, 2)) if scores is None else scores.astype(np.float32)
+    return TestSet(tuple(kinds), scores, maps, None)
+
+
+def test_the_area_under_the_image_roc_is_its_auroc():
+    """Scores tie within and between the classes."""
+    rng = np.random.default_rng(3)
+    labels = [bool(i % 3) for i in range(60)]
+    scores = rng.integers(0, 12, 60) / 12 + 0.1 * np.array(labels)
+    scores[:20] = np.round(scores[:20], 1)
+    test = _scored(np.zeros((60, 2, 2)), labels, scores)
+    fpr, tpr = image_roc(test)
+    area = np.diff(fpr) @ (tpr[1:] + tpr[:-1]) / 2
+    expected = compute_metrics(test).image_auroc
+    assert 0.5 < expected < 0.9
+    assert area == pytest.approx(expected, abs=1e-12)
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    assert (np.diff(fpr) >= 0).all()
+    assert (np.diff(tpr) >= 0).all()
+
+
+def test_the_image_roc_goes_through_every_verdict(category, predictor):
+    test = score_test_set(predictor, category)
+    scores = test.scores.copy()
+    scores[3] = scores[1]  # a defect among the normal scores
+    test = replace(test, scores=scores)
+    fpr, tpr = image_roc(test)
+    points = set(zip(fpr.round(9), tpr.round(9), strict=True))
+    for threshold in scores:
+        judged = test.judged(float(threshold))
+        assert (round(judged.false_rejects / 3, 9), 1 - judged.missed / 2) in points
+
+
+# --- the T sweep of Table S1
+
+
+def _spots(size: int) -> TestSet:
+    """Return normal maps with a few hot pixels, anomalous ones with a wide warm spot.
+
+    The more pixels are averaged, the better they are told apart.
+    """
+    maps = np.zeros((8, size, size))
+    for i in range(4):
+        maps[i, 0, : 4 + i] = 0.9
+        maps[4 + i, : 4 + 3 * i, :8] = 0.5
+    return _scored(maps, [False] * 4 + [True] * 4)
+
+
+def test_the_sweep_is_the_mean_of_the_largest_pixels():
+    test = _spots(128)  # a quarter of the pixels of 256 x 256
+    rows = sweep_top_k(test, (8, 40, 100, 400))
+    assert [(row.t, row.k) for row in rows] == [(8, 2), (40, 10), (100, 25), (400, 100)]
+    for row in rows:
+        scores = np.sort(test.maps.reshape(8, -1))[:, -row.k :].mean(axis=1)
+        pairs = [np.sign(bad - good) for bad in scores[4:] for good in scores[:4]]
+        assert row.image_auroc == pytest.approx(np.mean(pairs) / 2 + 0.5)
+    values = [row.image_auroc for row in rows]
+    assert values[0] == 0
+    assert values[-1] == 1
+    assert 0 < values[1] < 1, "a row must not be told by the others"
+
+
+def test_the_sweep_is_that_of_the_paper_unless_another_is_asked_for():
+    assert TABLE_S1 == (20, 50, 100, 200)
+    rows = sweep_top_k(_spots(256))
+    assert [(row.t, row.k) for row in rows] == [(20, 20), (50, 50), (100, 100), (200, 200)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (128, 128), (256, 256), (100, 700), (5, 5)])
+def test_t_100_takes_as_many_pixels_as_a_model_of_that_size(size):
+    test = _scored(np.random.default_rng(0).random((2, *size)), [False, True])
+    (row,) = sweep_top_k(test, (100,))
+    assert row.k == default_top_k(*size)
+
+
+def test_every_pixel_is_the_largest_t():
+    (row,) = sweep_top_k(_scored(np.stack([np.eye(4), np.ones((4, 4))]), [False, True]), (65536,))
+    assert (row.k, row.image_auroc) == (16, 1)
+
+
+def test_the_row_of_t_100_repeats_the_artifacts_own_auroc(category, checkpoint):
+    """The score made inside the model against that of its map, a 64 x 64 one."""
+    from destseg_deploy.predictor import load
+
+    rng = np.random.default_rng(5)
+    for i in range(6):
+        _write(category / f"test/good/n{i}.png", rng.integers(0, 40 * (i + 1), (SIZE, SIZE, 3)))
+        _write(category / f"test/dent/n{i}.png", rng.integers(0, 30 * (i + 3), (SIZE, SIZE, 3)))
+    (category / "ground_truth").rename(category / "elsewhere")
+    with load(checkpoint) as predictor:
+        test = score_test_set(predictor, category)
+        assert predictor.spec.map_size == predictor.spec.network_size == (64, 64)
+        used = predictor.spec.output.top_k
+    wider, adopted = sweep_top_k(test, (400, 100))
+    own = compute_metrics(test).image_auroc
+    assert 0.02 < own < 0.98
+    assert (adopted.k, adopted.image_auroc) == (used, own)
+    np.testing.assert_allclose(metrics.top_k_mean(test.maps, adopted.k), test.scores, atol=1e-6)
+    other = metrics.top_k_mean(test.maps, wider.k)
+    assert np.abs(other - test.scores).min() > 1e-6, "any T would do"
+
+
+@pytest.mark.parametrize(
+    ("ts", "words"),
+    [
+        ((), "T: no value"),
+        ((20, 0), "T = 0: expected 1 to 65536"),
+        ((-5,), "T = -5: expected 1 to 65536"),
+        ((65537,), "T = 65537: expected 1 to 65536, the pixels of a 256 x 256 map"),
+        ((20, 50, 20), "T = 20: given twice"),
+    ],
+)
+def test_a_t_that_makes_no_sense_is_refused(ts, words):
+    with pytest.raises(MetricError, match=words):
+        check_ts(ts)
+    with pytest.raises(MetricError, match=words):
+        sweep_top_k(_spots(16), ts)
+
+
+def test_a_sweep_over_broken_maps_is_refused():
+    test = _spots(64)
+    test.maps[2, 3, 3] = np.nan
+    with pytest.raises(MetricError, match="NaN"):
+        sweep_top_k(test)

@@ -9,6 +9,7 @@ import pytest
 
 from destseg_deploy.data.mvtec import (
     GOOD,
+    find_categories,
     find_category,
     find_mask,
     list_test,
@@ -109,7 +110,48 @@ def test_find_category(cable: Path) -> None:
     assert find_category(cable.parent, "cable") == cable
 
 
+@pytest.fixture
+def data(cable: Path) -> Path:
+    """Three categories, and folders that are none."""
+    for name in ("screw/train/good", "bottle/train/good", "notes/train", "license/good"):
+        (cable.parent / name).mkdir(parents=True)
+    (cable.parent / "readme.txt").touch()
+    return cable.parent
+
+
+def test_several_categories_come_in_the_order_given(data: Path) -> None:
+    found = find_categories(data, ["screw", "cable"])
+    assert found == [data / "screw", data / "cable"]
+    assert find_categories(data, ["bottle"]) == [data / "bottle"]
+
+
+def test_a_category_given_twice_comes_once(data: Path) -> None:
+    names = ["screw", "cable", "screw", "cable"]
+    assert find_categories(data, names) == [data / "screw", data / "cable"]
+
+
+@pytest.mark.parametrize("names", [["all"], ["all", "all"], ["screw", "all"]])
+def test_all_is_every_folder_with_normal_images_sorted(names: list[str], data: Path) -> None:
+    assert find_categories(data, names) == [data / "bottle", data / "cable", data / "screw"]
+
+
 # ---------------------------------------------------------------------------- what is missing
+
+
+def test_a_missing_one_of_several_categories_is_named(data: Path) -> None:
+    with pytest.raises(DataError, match=r"no category 'calbe'. Found: bottle, cable, license"):
+        find_categories(data, ["screw", "calbe"])
+
+
+def test_all_of_a_folder_without_categories_is_an_error(data: Path) -> None:
+    """Such as the folder of one category, one level too deep."""
+    for folder in (data / "cable", data / "license", data / "gone"):
+        with pytest.raises(DataError) as error:
+            find_categories(folder, ["all"])
+        assert str(error.value) == (
+            f"{folder}: no categories in it. Expected folders that each hold train/good; give the "
+            "folder above them."
+        )
 
 
 def test_a_single_missing_mask_is_an_error_with_the_name_it_should_have(cable: Path) -> None:

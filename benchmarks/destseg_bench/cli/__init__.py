@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from destseg_bench.cli.agreement import agreement
+from destseg_bench.cli.training import training
 from destseg_deploy.console import OneLineErrorsGroup
 
 
@@ -15,3 +16,4 @@ def bench() -> None:
 
 
 bench.add_command(agreement)
+bench.add_command(training)

@@ -1,0 +1,43 @@
+"""What only a GPU can show of the training. Not run where there is none."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from destseg_deploy.recipe import Recipe
+from destseg_deploy.training.loop import Loop
+from destseg_deploy.training.resume import RunState
+from destseg_deploy.training.setup import prepare
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+RECIPE = Recipe(size=64, batch_size=4, student_steps=12, segmentation_steps=12, rotation="full")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_between_two_reads_waits_for_the_gpu(category, precision):
+    """Each phase reads its losses at steps 1, 11 and 12; all other steps may not synchronise."""
+
+    def report(progress):
+        position = (progress.done - 1) % 12
+        torch.cuda.set_sync_debug_mode("error" if 1 <= position < 9 else "default")
+
+    setup = prepare(category, RECIPE, teacher="random", device="cuda", precision=precision)
+    state = RunState(0, np.full(RECIPE.steps, np.nan, np.float32))
+    loop = Loop(setup.model, RECIPE, setup.device, precision, report=report)
+    try:
+        losses = loop.fit(setup.source(2), state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert np.isfinite(losses).all()
+
+
+def test_gpu_and_cpu_train_alike(category):
+    losses = []
+    for device in ("cpu", "cuda"):
+        setup = prepare(category, RECIPE, teacher="random", device=device, precision="fp32")
+        state = RunState(0, np.full(RECIPE.steps, np.nan, np.float32))
+        losses.append(Loop(setup.model, RECIPE, setup.device, "fp32").fit(setup.source(0), state))
+    assert np.allclose(losses[0][:3], losses[1][:3], rtol=0.02)
