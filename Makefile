@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 #   make demo PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_OPTIONS ?=
 
-.PHONY: install demo test lint types format clean
+.PHONY: install demo gpu-training test lint types format clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,19 @@ demo: install
 	@echo "          demo/predictions/overlays/<defect>/*.png (one for each test image)"
 	@echo "          demo/report/curves.png, demo/report/worst.png (how well it does, and where it fails)"
 	@echo "The teacher of this demo has random weights; for real parts, train with ImageNet weights."
+
+# On a machine with a CUDA GPU: the paper's whole schedule on CATEGORY with three seeds, beside its
+# tables, and the speed of the lean loop beside the reference's. DATA holds MVTec AD categories.
+DATA ?= ../shared/datasets/mvtec
+TEXTURES ?= ../shared/datasets/dtd/images
+CATEGORY ?= screw
+TEACHER ?= ../shared/weights/resnet18_imagenet1k_v1_layers1-3.safetensors
+RESULTS := benchmarks/results
+RUN := --category $(CATEGORY) --data $(DATA) --textures $(TEXTURES) --teacher-weights $(TEACHER) --device cuda
+gpu-training: install
+	$(BIN)/destseg-bench training $(RUN) --steps 10 --rounds 5 --compiled --output $(RESULTS)/training-speed-gpu.json
+	$(BIN)/destseg-bench accuracy $(RUN) --seeds 0,1,2 --train-into runs --output $(RESULTS)/$(CATEGORY)-accuracy-gpu.json
+	$(BIN)/pytest tests/deploy/test_training_gpu.py tests/deploy/test_feed.py tests/deploy/test_synthesis_torch.py tests/deploy/test_texture_bank.py
 
 test: install
 	$(BIN)/pytest

@@ -88,7 +88,7 @@ def test_every_option_is_explained(name):
 
 def test_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake (\w+)", README)) - {"demo", "it"} | {"demo"}:
+    for target in set(re.findall(r"\bmake ([\w-]+)", README)) - {"demo", "it"} | {"demo"}:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,13 +68,16 @@ class Feed:
         pool = ThreadPoolExecutor(self.workers) if self.workers else None
         submit = _later if pool is None else partial(_in_pool, pool)
         orders: deque[_Order] = deque()
-        with pool or nullcontext():
+        try:
             planned = start
             for step in range(start, stop):
                 while planned < min(step + AHEAD, stop):
                     orders.append(self._order(planned, submit))
                     planned += 1
                 yield self._make(orders.popleft())
+        finally:
+            if pool is not None:  # what is being decoded is waited for, what is queued is not
+                pool.shutdown(cancel_futures=True)
 
     def _order(self, step: int, submit: Submit) -> _Order:
         first = step * self.batch_size

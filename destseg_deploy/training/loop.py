@@ -188,8 +188,8 @@ def _read(phase: Phase, unread: list[Tensor], state: RunState) -> float:
         step = state.step - phase.start + int(i) + 1
         raise TrainingError(
             f"the {phase.name} loss is {values[i]} at step {step}. No checkpoint was written. "
-            "Lower the learning rate or train in fp32 (--precision fp32); check the images for "
-            "constant ones."
+            "Train again with --restart, in fp32 (--precision fp32) or at lower rates; check the "
+            "images for constant ones."
         )
     state.step += len(values)
     return float(values[-1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from destseg_bench.cli.ablation import ablation
+from destseg_bench.cli.accuracy import accuracy
 from destseg_bench.cli.agreement import agreement
 from destseg_bench.cli.training import training
 from destseg_deploy.console import OneLineErrorsGroup
@@ -15,5 +17,7 @@ def bench() -> None:
     """Measure artifacts on the machine at hand."""
 
 
+bench.add_command(ablation)
+bench.add_command(accuracy)
 bench.add_command(agreement)
 bench.add_command(training)
