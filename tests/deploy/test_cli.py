@@ -212,6 +212,7 @@ def test_only_what_was_asked_for_was_written(shop):
     assert sorted(path.name for path in (shop.root / "artifacts").iterdir()) == [
         "cable-fp32.json",
         "cable-fp32.onnx",
+        "cable-losses.csv",
         "cable.json",
         "cable.safetensors",
     ]

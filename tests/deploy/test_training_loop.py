@@ -193,7 +193,10 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
     losses: list[float], phase: str, step: int
 ) -> None:
     saved: list[int] = []
-    expected = rf"the {phase} loss is (nan|inf) at step {step}\. No checkpoint was written\. Lower "
+    expected = (
+        rf"the {phase} loss is (nan|inf) at step {step}\. No checkpoint was written\. Train again "
+        r"with --restart, in fp32 \(--precision fp32\) or at lower rates; "
+    )
     with pytest.raises(TrainingError, match=expected):
         rehearse(losses, 12, save=lambda state: saved.append(state.step), save_every=-1)
     reads = {("student", 1): [], ("student", 4): [1], ("student", 12): [1, 11]}
