@@ -10,6 +10,22 @@ ROOT = Path(__file__).resolve().parents[1]
 NETWORK = (64, 64)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not _has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU and PyTorch for it"))
+
+
+def _has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real data sets and weights, or skip."""

@@ -21,7 +21,11 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "cuda-core",
+    "pycuda",
     "matplotlib",
     "tensorboard",
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,9 @@ from destseg_deploy.models.inference import InferenceGraph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
 from destseg_deploy.spec import ModelSpec
+
+_SWITCH = threading.Lock()
+"""PyTorch has one switch for TF32 in the whole process."""
 
 
 class PyTorchRuntime:
@@ -52,7 +58,7 @@ class PyTorchRuntime:
         check_open(self._graph, self.spec)
         check_images(images, self.spec)
         assert self._graph is not None
-        with torch.inference_mode():
+        with torch.inference_mode(), _float32_convolutions(self._device):
             pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
             anomaly_map, score = self._graph(pixels)
         return Prediction(anomaly_map.cpu().numpy(), score.cpu().numpy())
@@ -60,3 +66,18 @@ class PyTorchRuntime:
     def close(self) -> None:
         """Drop the networks."""
         self._graph = None
+
+
+@contextmanager
+def _float32_convolutions(device: torch.device) -> Iterator[None]:
+    """Keep a GPU's convolutions in float32; PyTorch's default is TF32, which moves scores."""
+    if device.type != "cuda":
+        yield
+        return
+    with _SWITCH:
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before

@@ -14,6 +14,17 @@ def compile_networks(net: DeSTSeg, device: torch.device) -> None:
     Raises:
         BackendError: If this machine cannot compile.
     """
+    require_compiler(device)
+    for part in (net.teacher_net, net.student_net, net.segmentation_net):
+        part.compile()
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compile a trifle, to find out before hours of work whether this machine can.
+
+    Raises:
+        BackendError: If it cannot.
+    """
     probe = torch.compile(lambda x: torch.relu(x) + 1, fullgraph=True)
     try:
         probe(torch.zeros(8, device=device))
@@ -24,5 +35,3 @@ def compile_networks(net: DeSTSeg, device: torch.device) -> None:
             f"torch.compile does not work here ({reason}). Install a C++ compiler (CPU) or Triton "
             "(GPU), or leave out --compile."
         ) from error
-    for part in (net.teacher_net, net.student_net, net.segmentation_net):
-        part.compile()

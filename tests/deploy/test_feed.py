@@ -315,7 +315,7 @@ def test_fewer_images_than_a_batch_are_fine(count: int) -> None:
     assert len(cleans) == 3 * BATCH
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_a_gpu_is_fed_the_same_samples() -> None:
     plans = sampler("full")
     bank = TextureBank(Patterns(), torch.device("cuda"))

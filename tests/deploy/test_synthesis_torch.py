@@ -293,7 +293,7 @@ def test_on_the_cpu_nothing_is_copied() -> None:
     assert stacked.to(torch.device("cpu")) is stacked
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_a_gpu_makes_the_same_batch() -> None:
     device, choices = torch.device("cuda"), draws("full")
     images, textures = tensor(smooth(1, 48, 80)), tensor(smooth(2, 48, 80))

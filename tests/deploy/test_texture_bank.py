@@ -207,7 +207,7 @@ def test_all_of_dtd_fits_at_256_pixels() -> None:
     assert 5640 * 3 * 256 * 256 <= CAPACITY_BYTES
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("room", [0, 3, COUNT])
 def test_a_gpu_hands_out_the_same(room: int) -> None:
     shelves = TextureBank(Marked(), torch.device("cuda"), capacity_bytes=room * BYTES)

@@ -12,7 +12,7 @@ from destseg_deploy.training.loop import Loop
 from destseg_deploy.training.resume import RunState
 from destseg_deploy.training.setup import prepare
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 RECIPE = Recipe(size=64, batch_size=4, student_steps=12, segmentation_steps=12, rotation="full")
 
 

@@ -7,6 +7,8 @@ import click
 from destseg_bench.cli.ablation import ablation
 from destseg_bench.cli.accuracy import accuracy
 from destseg_bench.cli.agreement import agreement
+from destseg_bench.cli.gpu_acceptance import gpu_acceptance
+from destseg_bench.cli.latency import latency
 from destseg_bench.cli.training import training
 from destseg_deploy.console import OneLineErrorsGroup
 
@@ -20,4 +22,6 @@ def bench() -> None:
 bench.add_command(ablation)
 bench.add_command(accuracy)
 bench.add_command(agreement)
+bench.add_command(gpu_acceptance)
+bench.add_command(latency)
 bench.add_command(training)
