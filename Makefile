@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 #   make demo PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_OPTIONS ?=
 
-.PHONY: install demo gpu-training test lint types format clean
+.PHONY: install builders demo gpu-training gpu-acceptance test lint types format clean
 
 install: $(VENV)/.installed
 
@@ -14,6 +14,15 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+# What builds and runs on a CPU beside ONNX Runtime: TensorRT-RTX (builds engines without a GPU) and
+# OpenVINO. The tests that need them skip where they are absent.
+builders: $(VENV)/.builders
+
+$(VENV)/.builders: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev,rtx,openvino]'
+	-sh cpp/get-onnxruntime-headers.sh $(VENV)/include
 	touch $@
 
 # Everything lies in demo/, made anew each time.
@@ -44,6 +53,12 @@ gpu-training: install
 	$(BIN)/destseg-bench training $(RUN) --steps 10 --rounds 5 --compiled --output $(RESULTS)/training-speed-gpu.json
 	$(BIN)/destseg-bench accuracy $(RUN) --seeds 0,1,2 --train-into runs --output $(RESULTS)/$(CATEGORY)-accuracy-gpu.json
 	$(BIN)/pytest tests/deploy/test_training_gpu.py tests/deploy/test_feed.py tests/deploy/test_synthesis_torch.py tests/deploy/test_texture_bank.py
+
+# On a machine with a CUDA GPU: its tests, exports, engines, agreement and latency, in one JSON.
+# CHECKPOINT is a trained model of CATEGORY.
+CHECKPOINT ?= artifacts/$(CATEGORY).safetensors
+gpu-acceptance: install
+	$(BIN)/destseg-bench gpu-acceptance --checkpoint $(CHECKPOINT) --data $(DATA)/$(CATEGORY) --tests tests --output $(RESULTS)/gpu-acceptance.json
 
 test: install
 	$(BIN)/pytest

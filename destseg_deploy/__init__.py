@@ -20,7 +20,7 @@ from destseg_deploy.errors import (
     TrainingError,
     WeightsError,
 )
-from destseg_deploy.predictor import Predictor, load
+from destseg_deploy.predictor import EngineOptions, Predictor, load
 from destseg_deploy.runtime.base import Prediction, Runtime
 from destseg_deploy.spec import ModelSpec, Threshold
 
@@ -28,6 +28,7 @@ __all__ = [
     "BackendError",
     "DataError",
     "DestsegError",
+    "EngineOptions",
     "ExportError",
     "MetricError",
     "ModelSpec",

@@ -32,7 +32,7 @@ def set_by_hand(artifact: Path, score: float, pixel: float | None = None) -> Thr
 
 
 def set_from_normal(
-    artifact: Path, folder: Path, *, rate: float = 0.01, device: str = "cpu"
+    artifact: Path, folder: Path, *, rate: float = 0.01, device: str | None = None
 ) -> Threshold:
     """Score a folder of normal images and set the threshold for a false-reject rate.
 
@@ -40,20 +40,20 @@ def set_from_normal(
         artifact: The model; its spec is rewritten.
         folder: Images of good parts that were not trained on.
         rate: Share of good parts that may be rejected.
-        device: Where to run.
+        device: Where to run; see ``load``.
     """
     with load(artifact, device=device) as predictor:
         scores, peaks = score_images(predictor, list_images(folder))
     return _write(artifact, thresholds.from_normal(scores, peaks, rate))
 
 
-def set_from_labelled(artifact: Path, category: Path, *, device: str = "cpu") -> Threshold:
+def set_from_labelled(artifact: Path, category: Path, *, device: str | None = None) -> Threshold:
     """Score a labelled category and set the threshold of the best F1.
 
     Args:
         artifact: The model; its spec is rewritten.
         category: A folder in the MVTec AD layout.
-        device: Where to run.
+        device: Where to run; see ``load``.
     """
     with load(artifact, device=device) as predictor:
         test = score_test_set(predictor, category)

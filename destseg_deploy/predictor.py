@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,22 @@ from destseg_deploy.runtime.base import Prediction, Runtime
 from destseg_deploy.spec import ModelSpec, Threshold
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pckl", ".pth")
+KNOWN = ".onnx, .engine or .safetensors"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a TensorRT engine is run; see ``TrtRuntime``.
+
+    Attributes:
+        binding: How CUDA is reached: ``auto``, ``torch``, ``cuda.core``, ``pycuda`` or ``driver``.
+        contexts: Calls that run at the same time.
+        cuda_graph: Record a CUDA graph per batch size.
+    """
+
+    binding: str = "auto"
+    contexts: int = 2
+    cuda_graph: bool = True
 
 
 class Predictor:
@@ -191,32 +208,78 @@ def resize_map(anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> NDArr
     return resized.astype(np.float32, copy=False)
 
 
-def load(path: str | Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
+def load(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    threads: int = 0,
+    engine: EngineOptions | None = None,
+) -> Predictor:
     """Open an artifact with the back end its suffix names.
 
     Args:
-        path: ``.onnx`` (ONNX Runtime) or ``.safetensors`` (PyTorch), its ``.json`` beside it.
-        device: ``cpu``, ``cuda`` or ``cuda:<index>``. What was asked for runs, or an error is
-            raised; nothing falls back silently.
+        path: ``.onnx`` (ONNX Runtime), ``.engine`` (TensorRT) or ``.safetensors`` (PyTorch), its
+            ``.json`` beside it.
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``; for ``.onnx`` also ``tensorrt`` or
+            ``tensorrt:<index>``, ONNX Runtime's TensorRT provider. The CPU unless given, and a GPU
+            for an engine. What was asked for runs, or an error is raised; nothing falls back
+            silently.
         threads: Threads within an operator, for ONNX Runtime; 0 leaves the choice to it.
+        engine: How an engine is run; for ``.engine`` only.
 
     Raises:
-        SpecError: If the spec is missing, or was written for another file.
+        SpecError: If the spec is missing, was written for another file, or an engine was built for
+            another GPU or TensorRT.
         WeightsError: If a checkpoint is damaged.
         BackendError: If the back end or device is not there, or the file is of no known kind.
     """
     path = Path(path)
     if not path.is_file():
-        raise BackendError(f"{path}: no such file. Expected a .onnx or .safetensors artifact.")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise BackendError(f"device {device!r}: expected cpu, cuda or cuda:<index>.")
+        raise BackendError(f"{path}: no such file. Expected a {KNOWN} artifact.")
+    _check_device(device, path)
+    if path.suffix == ".engine":
+        return Predictor(_open_engine(path, device or "cuda", engine or EngineOptions()))
+    if engine is not None:
+        raise BackendError(f"{path}: engine options were given, but it is no .engine.")
     if path.suffix == ".onnx":
         from destseg_deploy.runtime.ort import OrtRuntime
 
-        return Predictor(OrtRuntime(path, device, threads=threads))
+        return Predictor(OrtRuntime(path, device or "cpu", threads=threads))
     if path.suffix in CHECKPOINT_SUFFIXES:
-        return Predictor(_open_checkpoint(path, device))
-    raise BackendError(f"{path}: unknown kind of artifact. Expected .onnx or .safetensors.")
+        return Predictor(_open_checkpoint(path, device or "cpu"))
+    raise BackendError(f"{path}: unknown kind of artifact. Expected {KNOWN}.")
+
+
+def _check_device(device: str | None, path: Path) -> None:
+    if device is None:
+        return
+    if not re.fullmatch(r"cpu|(cuda|tensorrt)(:\d+)?", device):
+        raise BackendError(
+            f"device {device!r}: expected cpu, cuda or cuda:<index>, or tensorrt[:<index>] for "
+            ".onnx."
+        )
+    if device.startswith("tensorrt") and path.suffix != ".onnx":
+        raise BackendError(
+            f"device {device!r}: is ONNX Runtime's and runs .onnx only; {path.name} is none. Pass "
+            "'cuda'."
+        )
+
+
+def _open_engine(path: Path, device: str, options: EngineOptions) -> Runtime:
+    if device == "cpu":
+        raise BackendError(
+            f"device 'cpu': {path.name} is a TensorRT engine and runs on a GPU only. Pass device "
+            "'cuda', or load the .onnx that it was built from."
+        )
+    from destseg_deploy.runtime.trt import TrtRuntime
+
+    return TrtRuntime(
+        path,
+        device,
+        binding=options.binding,
+        contexts=options.contexts,
+        cuda_graph=options.cuda_graph,
+    )
 
 
 def _open_checkpoint(path: Path, device: str) -> Runtime:

@@ -116,3 +116,20 @@ def test_numbers_of_the_readme_are_the_measured_ones(name):
         differences = (row["score_max_abs"], row["map_max_abs"])
         cells = [f"{rate:.4f}" for rate in rates] + [f"{value:.1e}" for value in differences]
         assert " | ".join(cells) in README
+
+
+def test_training_speed_of_the_readme_is_the_measured_one():
+    result = json.loads((ROOT / "benchmarks/results/training-speed-cpu.json").read_text())
+    for row in result["rows"]:
+        phases = [row[phase] for phase in ("student", "segmentation")]
+        cells = [f"{phase['seconds_per_step']:.2f}" for phase in phases]
+        cells += [f"{one['times_faster']:.2f}" for one in (*phases, row)]
+        assert " | ".join(cells) in README
+
+
+@pytest.mark.parametrize("name", ["screw", "magnetic_tile"])
+def test_accuracy_of_the_readme_is_the_measured_one(name):
+    path = ROOT / f"benchmarks/results/{name}-accuracy-cpu.json"
+    (run,) = json.loads(path.read_text())["runs"]
+    names = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "iap", "iap_at_90")
+    assert " | ".join(f"{100 * run['metrics'][metric]:.1f}" for metric in names) in README

@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "onnx", "onnxruntime", "safetensors", "click", "matplotlib", "tensorrt")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "safetensors",
+    "click",
+    "matplotlib",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+    "cuda",
+)
 
 
 def _run(code: str) -> str:

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from destseg_bench.environment import describe_environment
 from destseg_deploy.atomic import replacing
+from destseg_deploy.environment import describe_environment
 from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.trt_library import MODULES, load_library
 

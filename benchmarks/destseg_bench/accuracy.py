@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from destseg_bench.environment import describe_environment
 from destseg_bench.paper import paper_categories
 from destseg_bench.runs import (
     METRICS,
@@ -22,6 +21,7 @@ from destseg_bench.runs import (
 from destseg_bench.schedules import schedule_lines
 from destseg_bench.statistic import of, over_categories, over_seeds
 from destseg_deploy.atomic import replacing
+from destseg_deploy.environment import describe_environment
 
 Summarize = Callable[[Sequence[Measured]], dict[str, Any]]
 

@@ -63,7 +63,7 @@ def evaluate(
     data: Path,
     output: Path | None,
     ts: tuple[int, ...],
-    device: str,
+    device: str | None,
     threads: int,
     batch_size: int | None,
     as_json: bool,

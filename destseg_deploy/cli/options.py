@@ -14,7 +14,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 ARTIFACT = click.argument("artifact", type=FILE)
 VERSION = click.version_option(package_name="destseg-deploy")
 DATA = click.option("--data", type=FOLDER, default="data", help="Folder that holds the categories.")
-DEVICE = click.option("--device", default="cpu", metavar="cpu|cuda[:N]", help="Where to run.")
+DEVICE = click.option(
+    "--device",
+    metavar="cpu|cuda[:N]|tensorrt[:N]",
+    help="Where to run; tensorrt is ONNX Runtime's.  [default: cpu; for an engine, cuda]",
+)
 THREADS = click.option(
     "--threads",
     type=click.IntRange(0),

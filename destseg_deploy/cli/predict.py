@@ -38,7 +38,7 @@ def predict(
     output: Path,
     table: str,
     overlays: bool,
-    device: str,
+    device: str | None,
     threads: int,
     batch_size: int | None,
     as_json: bool,

@@ -31,7 +31,7 @@ def threshold(
     value: float | None,
     pixel: float | None,
     false_reject_rate: float,
-    device: str,
+    device: str | None,
 ) -> None:
     """Show or set the threshold of an artifact; the model itself is not touched.
 

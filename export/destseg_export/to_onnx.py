@@ -1,4 +1,10 @@
-"""Checkpoint to ONNX: trace the export twin, stamp it, verify it, and only then name it."""
+"""Checkpoint to ONNX: trace the export twin, stamp it, verify it, and only then name it.
+
+``export_onnx(checkpoint, output, precision="fp16")`` converts the traced graph (``half``). What is
+compared with PyTorch then is the same graph with its rounding made explicit (``rounding``), because
+ONNX Runtime's CPU provider does not round half graphs. The shipped file is run as well, which shows
+that it loads and answers, and nothing about half.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +16,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from destseg_deploy.atomic import staging
 from destseg_deploy.errors import ExportError
@@ -23,10 +32,21 @@ from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.ort import OrtRuntime
 from destseg_deploy.runtime.pytorch import PyTorchRuntime
 from destseg_deploy.spec import BatchRange, FileRecord, InputSpec, ModelSpec, OutputSpec
+from destseg_export import half
+from destseg_export.epsilon import keep_epsilon
+from destseg_export.half import to_half
+from destseg_export.ranges import check_activations, measure_activations
+from destseg_export.rounding import open_graph
 from destseg_export.verify import Budget, check_parity, compare, verification_frames
 
 OPSETS = range(18, 24)
 """torch's exporter writes 18 when it is asked for less; few runtimes read newer ones than 23."""
+
+OLDEST_OPSETS = {"fp32": OPSETS.start, **half.OPSETS}
+"""Precision -> the oldest opset that has its operators."""
+
+RUN_BY_CPU = ("fp32", "fp16")
+"""Precisions that ONNX Runtime's CPU provider runs; it has no bf16 convolution."""
 
 
 def export_onnx(
@@ -37,7 +57,8 @@ def export_onnx(
     input_size: tuple[int, int] | None = None,
     map_size: tuple[int, int] | None = None,
     batch: BatchRange | None = None,
-    opset: int = 18,
+    opset: int | None = None,
+    precision: str = "fp32",
     verify_images: Sequence[Path] | None = None,
     budget: Budget | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -52,10 +73,14 @@ def export_onnx(
             of the graph. The network's size unless given.
         map_size: Height and width of the returned map; the network's size unless given.
         batch: Images per call; one number thrice makes the batch static.
-        opset: ONNX opset, one of ``OPSETS``.
+        opset: ONNX opset, one of ``OPSETS``; the oldest that has the precision's operators unless
+            given: 18, for bf16 22.
+        precision: ``fp32``, ``fp16`` or ``bf16``, that of the convolutions; input and outputs are
+            the same for all. The largest activation is measured, and what half cannot hold
+            refused.
         verify_images: Images to compare on; those of the training data, or rendered ones, unless
             given.
-        budget: Largest differences allowed.
+        budget: Largest differences allowed; ``verify.BUDGETS`` has the precision's unless given.
         report: Called with a line for each stage.
 
     Returns:
@@ -63,32 +88,80 @@ def export_onnx(
 
     Raises:
         WeightsError, SpecError: If the checkpoint cannot be read.
-        ExportError: If the graph cannot be made.
+        ExportError: If the graph cannot be made, or half cannot hold its values.
         ParityError: If its answers differ from PyTorch's beyond the budget.
     """
+    allowed = budget or Budget.of(precision)
     model, trained = load_checkpoint(checkpoint)
     spec = served_spec(trained, category, input_size, map_size, batch)
     report(f"tracing {checkpoint.name}")
-    proto = trace(model, spec, opset)
+    proto = trace(model, spec, opset or OLDEST_OPSETS[precision])
+    proto, spec, notes = _converted(proto, spec, precision, report)
     with staging(output.parent) as folder:
         staged = folder / output.name
         onnx.save_model(proto, staged)
         spec = replace(spec, artifact=FileRecord(output.name, FileRecord.of(staged).sha256))
         spec.write(staged)
         frames, source = verification_frames(verify_images, trained, spec.size)
+        if precision != "fp32":
+            notes |= _check_range(proto, spec, frames, report)
         report(f"comparing with PyTorch on {len(frames)} {source}")
         reference = Predictor(PyTorchRuntime(model, trained))
-        with Predictor(OrtRuntime(staged)) as candidate:
+        with _candidate(proto, staged, spec, frames) as candidate:
             parity = compare(reference, candidate, frames)
-        used = budget or Budget()
-        check_parity(parity, used, output.name)
-        spec = replace(spec, parity={"images": source, "budget": asdict(used), **parity.summary()})
+        check_parity(parity, allowed, output.name)
+        record = {"images": source, "budget": asdict(allowed), **parity.summary(), **notes}
+        spec = replace(spec, parity=record)
         spec.write(staged)
     return spec
 
 
+def _converted(
+    proto: onnx.ModelProto, spec: ModelSpec, precision: str, report: Callable[[str], None]
+) -> tuple[onnx.ModelProto, ModelSpec, dict[str, Any]]:
+    """Bring a traced graph to its precision; return notes on that for the spec."""
+    if precision == "fp32":
+        return proto, spec, {}
+    proto, made = to_half(proto, precision)
+    spec = replace(spec, precision=precision)
+    _stamp_contract(proto, spec)
+    for line in made.lines():
+        report(line)
+    return proto, spec, {"rounding": f"emulated {precision}", **made.summary()}
+
+
+def _check_range(
+    proto: onnx.ModelProto,
+    spec: ModelSpec,
+    frames: Sequence[NDArray[np.uint8]],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Refuse activations that half cannot hold; return the largest for the spec."""
+    report(f"measuring the activations on {len(frames)} images")
+    activations = measure_activations(proto, spec, frames)
+    check_activations(activations, spec.precision)
+    name = max(activations, key=activations.__getitem__)
+    return {"largest_activation": {"tensor": name, "value": activations[name]}}
+
+
+@contextmanager
+def _candidate(
+    proto: onnx.ModelProto, staged: Path, spec: ModelSpec, frames: Sequence[NDArray[np.uint8]]
+) -> Iterator[Predictor]:
+    """Give what is to be compared with PyTorch: the file, or its emulation where it is half."""
+    if spec.precision == "fp32":
+        with Predictor(OrtRuntime(staged)) as shipped:
+            yield shipped
+        return
+    if spec.precision in RUN_BY_CPU:
+        with Predictor(OrtRuntime(staged)) as shipped:
+            shipped(frames[0])
+    with open_graph(proto, spec) as emulated:
+        yield emulated
+
+
 def trace(model: DeSTSeg, spec: ModelSpec, opset: int) -> onnx.ModelProto:
-    """Turn a model into an ONNX graph with the spec's tensors, sizes and batch.
+    """Turn a model into an FP32 ONNX graph with the spec's tensors, sizes and batch.
 
     Raises:
         ExportError: If the opset is not supported or torch cannot export the graph.
@@ -123,7 +196,9 @@ def trace(model: DeSTSeg, spec: ModelSpec, opset: int) -> onnx.ModelProto:
         raise ExportError(
             "torch.onnx.export returned nothing. Install a torch between 2.6 and 2.13."
         )
-    return _stamped(program.model_proto, spec, opset)
+    proto = program.model_proto
+    keep_epsilon(proto)
+    return _stamped(proto, spec, opset)
 
 
 def _stamped(proto: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelProto:
@@ -142,10 +217,15 @@ def _stamped(proto: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
         )
     proto.producer_name = "destseg-deploy"
     proto.producer_version = version("destseg-deploy")
-    contract = {k: v for k, v in asdict(spec).items() if k in CONTRACT}
-    onnx.helper.set_model_props(proto, {"destseg": json.dumps(contract)})
+    _stamp_contract(proto, spec)
     onnx.checker.check_model(proto)
     return proto
+
+
+def _stamp_contract(proto: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Write what cannot change later into the file itself."""
+    contract = {k: v for k, v in asdict(spec).items() if k in CONTRACT}
+    onnx.helper.set_model_props(proto, {"destseg": json.dumps(contract)})
 
 
 CONTRACT = ("format", "category", "precision", "input", "network", "output", "checkpoint")

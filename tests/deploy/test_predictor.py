@@ -9,7 +9,7 @@ import pytest
 
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import BackendError, ShapeError, SpecError
-from destseg_deploy.predictor import Predictor, load, resize_map
+from destseg_deploy.predictor import EngineOptions, Predictor, load, resize_map
 from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
 from destseg_deploy.spec import BatchRange, ModelSpec, NetworkSpec, OutputSpec, spec_path
 from destseg_deploy.thresholds import by_hand
@@ -334,7 +334,7 @@ def test_load_refuses_a_missing_file(tmp_path):
             load(path)
 
 
-@pytest.mark.parametrize("name", ["model.engine", "model.json", "model", "model.ONNX"])
+@pytest.mark.parametrize("name", ["model.plan", "model.json", "model", "model.ONNX"])
 def test_load_refuses_an_unknown_kind(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(BackendError, match="unknown kind of artifact"):
@@ -370,7 +370,7 @@ def test_load_never_runs_on_the_cpu_what_was_asked_of_a_gpu(checkpoint, onnx_art
     for device in ("cuda", "cuda:1"):
         with pytest.raises(BackendError, match=f"device '{device}'.*sees no CUDA GPU"):
             load(checkpoint, device=device)
-        with pytest.raises(BackendError, match=f"device '{device}'.*no CUDAExecutionProvider"):
+        with pytest.raises(BackendError, match=f"device '{device}(:0)?'.*no CUDAExecutionProvider"):
             load(onnx_artifact, device=device)
 
 
@@ -379,3 +379,66 @@ def test_load_never_runs_on_the_cpu_what_was_asked_of_a_gpu(checkpoint, onnx_art
 def test_load_refuses_a_device_it_does_not_know(request, kind, device):
     with pytest.raises(BackendError, match="expected cpu, cuda or cuda:<index>"):
         load(request.getfixturevalue(kind), device=device)
+
+
+def test_load_gives_tensorrt_of_onnx_runtime_to_onnx_alone(checkpoint, onnx_artifact, monkeypatch):
+    ort = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match=r"runs \.onnx only; cable\.safetensors is none"):
+        load(checkpoint, device="tensorrt")
+    with pytest.raises(BackendError, match=r"device 'tensorrt:0'.*no TensorrtExecutionProvider"):
+        load(onnx_artifact, device="tensorrt")
+
+
+# --- load an engine
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    from tests.deploy.trt_cases import Bench
+
+    return Bench(monkeypatch, tmp_path)
+
+
+def test_an_engine_is_loaded_on_a_gpu_and_serves_frames(bench):
+    from tests.deploy.fake_tensorrt import write_engine
+    from tests.deploy.trt_cases import frames_of, wanted
+
+    frames = frames_of(7)
+    with load(write_engine(bench.folder)) as predictor:
+        answer = predictor(frames)
+        assert predictor.is_anomalous(answer).dtype == bool
+    np.testing.assert_array_equal(answer.score, wanted(frames).score)
+    np.testing.assert_array_equal(answer.anomaly_map, wanted(frames).anomaly_map)
+    assert bench.nothing_lives()
+
+
+def test_engine_options_reach_the_runtime(bench, monkeypatch):
+    from tests.deploy.fake_tensorrt import write_engine
+
+    asked = []
+    gpu = bench.gpu
+    monkeypatch.setattr(
+        "destseg_deploy.runtime.trt.open_device",
+        lambda device, *, binding: asked.append((device, binding)) or gpu,
+    )
+    options = EngineOptions(binding="pycuda", contexts=3, cuda_graph=False)
+    with load(write_engine(bench.folder), device="cuda:1", engine=options) as predictor:
+        assert asked == [("cuda:1", "pycuda")]
+        assert [name for name, _ in gpu.calls].count("stream") == 3
+        for _ in range(3):
+            predictor(_frames(1, 64, 64))
+    assert "begin_capture" not in [name for name, _ in gpu.calls]
+
+
+def test_an_engine_never_runs_on_a_cpu(bench):
+    from tests.deploy.fake_tensorrt import write_engine
+
+    with pytest.raises(BackendError, match=r"device 'cpu': fake\.engine .* runs on a GPU only"):
+        load(write_engine(bench.folder), device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "onnx_artifact"])
+def test_engine_options_are_refused_where_nothing_reads_them(request, kind):
+    with pytest.raises(BackendError, match=r"engine options were given, but it is no \.engine"):
+        load(request.getfixturevalue(kind), engine=EngineOptions())

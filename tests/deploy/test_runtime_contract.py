@@ -26,10 +26,57 @@ def _ort(request):
     return OrtRuntime(request.getfixturevalue("onnx_artifact"))
 
 
+def _trt(request):
+    """TensorRT and the GPU are fakes that compute what FakeRuntime does."""
+    from tests.deploy.fake_tensorrt import engine_spec, write_engine
+    from tests.deploy.trt_cases import Bench
+
+    folder = request.getfixturevalue("tmp_path")
+    bench = Bench(request.getfixturevalue("monkeypatch"), folder)
+    return bench.open(write_engine(folder, engine_spec((64, 64), (1, 2, 4))))
+
+
+@pytest.fixture(scope="module")
+def real_engines(tmp_path_factory):
+    """Builder -> an engine of the checkpoint, built on this machine when first asked for."""
+    from destseg_deploy.runtime.trt_library import load_library
+    from destseg_export.to_engine import build_engine
+    from tests.deploy.test_device import real_gpu
+
+    built = {}
+
+    def engine(builder, onnx):
+        try:
+            load_library(builder)
+        except BackendError as error:
+            pytest.skip(str(error))
+        if not real_gpu():
+            pytest.skip("needs a CUDA GPU")
+        if builder not in built:
+            built[builder] = tmp_path_factory.mktemp(builder) / "cable-fp32.engine"
+            build_engine(onnx, built[builder], builder=builder)
+        return built[builder]
+
+    return engine
+
+
+def _real_trt(builder):
+    def make(request):
+        from destseg_deploy.runtime.trt import TrtRuntime
+
+        engines = request.getfixturevalue("real_engines")
+        return TrtRuntime(engines(builder, request.getfixturevalue("onnx_artifact")))
+
+    return make
+
+
 RUNTIMES = {
     "fake": lambda request: FakeRuntime(fake_spec(64, 64)),
     "pytorch": _pytorch,
     "ort": _ort,
+    "trt on fakes": _trt,
+    "tensorrt": _real_trt("tensorrt"),
+    "tensorrt-rtx": _real_trt("tensorrt-rtx"),
 }
 
 

@@ -13,8 +13,9 @@ pytest.importorskip("onnxruntime")
 
 from click.testing import CliRunner, Result  # noqa: E402 - needs click
 
+from destseg_deploy.errors import BackendError  # noqa: E402 - same
 from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec, spec_path  # noqa: E402 - same
-from destseg_export import to_onnx  # noqa: E402 - needs onnx
+from destseg_export import to_onnx, whole_way  # noqa: E402 - needs onnx
 from destseg_export.cli import export, inspect  # noqa: E402 - needs click
 from destseg_export.verify import Budget  # noqa: E402 - after onnx
 from tests.unchanged import unchanged  # noqa: E402 - after onnx
@@ -33,6 +34,16 @@ def _refused(*arguments: object) -> str:
     lines = result.stderr.splitlines()
     assert [line.startswith("Error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
     return lines[-1]
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    """No engine is built here, whatever this machine has; test_engine_cli is about engines."""
+
+    def open_site(builder, targets, *, device):
+        raise BackendError("no GPU to build for.")
+
+    monkeypatch.setattr(whole_way, "open_site", open_site)
 
 
 @pytest.fixture
@@ -80,6 +91,7 @@ def test_an_export_is_written_and_told(checkpoint, traced, images, tmp_path):
         "input    image: uint8 (N, 64, 64, 3) RGB",
         "batch    1:2:4",
     ]
+    assert result.stdout.splitlines()[4:] == ["skipped  engine: no GPU to build for."]
     assert result.stderr.splitlines()[0] == f"tracing {checkpoint.name}"
     assert result.stderr.splitlines()[1].startswith("comparing with PyTorch on 3 images of ")
     assert [opset for _, opset in traced] == [18]
@@ -123,6 +135,7 @@ def test_options_reach_the_exporter(checkpoint, images, tmp_path, monkeypatch):
         "map_size": (64, 32),
         "batch": BatchRange(4, 4, 4),
         "opset": 21,
+        "precision": "fp32",
         "verify_images": sorted(images.iterdir()),
         "budget": Budget(0.5, 0.25),
     }

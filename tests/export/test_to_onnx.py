@@ -13,7 +13,10 @@ from destseg_deploy.spec import BatchRange, ModelSpec, sha256
 
 onnx = pytest.importorskip("onnx")
 
-from destseg_export import to_onnx  # noqa: E402 - needs onnx
+from destseg_export import half, to_onnx  # noqa: E402 - needs onnx
+from destseg_export.rounding import open_graph  # noqa: E402 - same
+from destseg_export.verify import Budget, check_parity, compare  # noqa: E402 - same
+from tests.export.half_cases import SCALE, SPREAD, scale_student, with_opset  # noqa: E402 - same
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,109 @@ def test_an_official_checkpoint_exports(model, tmp_path):
     assert (spec.category, spec.size, spec.output.top_k) == ("cable", (256, 256), 100)
     proto = to_onnx.trace(loaded, to_onnx.served_spec(spec), 18)
     assert _types(proto.graph.input[0])[2][1:] == [256, 256, 3]
+
+
+# --- half
+
+
+@pytest.fixture
+def traced(onnx_artifact, monkeypatch):
+    """Skip the tracing, which takes 10 s: the graph is the one that was traced already."""
+
+    def trace(model, spec, opset):
+        assert spec.precision == "fp32"
+        return with_opset(onnx.load(onnx_artifact), opset)
+
+    monkeypatch.setattr(to_onnx, "trace", trace)
+
+
+BATCH = BatchRange(1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "opset", "budget"), [("fp16", 18, SPREAD), ("bf16", 22, Budget(0.4, 0.1, 0.05))]
+)
+def test_a_half_export_is_compared_as_a_gpu_rounds_it(
+    checkpoint, traced, tmp_path, frames, precision, opset, budget
+):
+    path = tmp_path / f"cable-{precision}.onnx"
+    said = []
+    spec = to_onnx.export_onnx(
+        checkpoint, path, precision=precision, batch=BATCH, budget=budget, report=said.append
+    )
+    assert spec == ModelSpec.read(path)
+    spec.check_artifact(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{path.stem}.json", path.name]
+    assert spec.precision == precision
+    parity = spec.parity
+    assert parity["rounding"] == f"emulated {precision}"
+    assert (parity["half_convolutions"], parity["convolutions"]) == (65, 66)
+    assert 1e-3 < parity["map_max_abs"] <= budget.anomaly_map
+    assert 0 < parity["map_mean_abs"] < parity["map_max_abs"]
+    assert 1 < parity["largest_activation"]["value"] < 65504
+    model = onnx.load(path)
+    assert model.opset_import[0].version == opset
+    contract = json.loads({p.key: p.value for p in model.metadata_props}["destseg"])
+    assert contract["precision"] == precision
+    names = {t.name for t in model.graph.initializer} | {
+        name for node in model.graph.node for name in node.output
+    }
+    assert parity["largest_activation"]["tensor"] in names
+    assert any(line.startswith(f"65 of 66 convolutions in {precision}") for line in said)
+    if precision in to_onnx.RUN_BY_CPU:
+        with load(path) as served:
+            assert np.isfinite(served(frames).anomaly_map).all()
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(2.0**7, "reaches .* beyond fp16's 65504"), (2.0**10, "weights are beyond fp16's 65504")],
+)
+def test_what_half_cannot_hold_is_refused_and_leaves_nothing(
+    checkpoint, onnx_artifact, tmp_path, monkeypatch, factor, words
+):
+    large = scale_student(onnx.load(onnx_artifact), SCALE * factor)
+    monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: large)
+    with pytest.raises(ExportError, match=f"{words}.*--precision bf16"):
+        to_onnx.export_onnx(
+            checkpoint, tmp_path / "out/cable-fp16.onnx", precision="fp16", batch=BATCH
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_graph_beyond_its_budget_leaves_nothing(
+    checkpoint, onnx_artifact, tmp_path, monkeypatch
+):
+    """The export itself without one island: the gate is really in the way."""
+    large = scale_student(onnx.load(onnx_artifact), SCALE)
+    kept = [part for part in half.ISLANDS if part != "norm"]
+    monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: large)
+    monkeypatch.setattr(to_onnx, "to_half", lambda p, kind: half.to_half(p, kind, islands=kept))
+    with pytest.raises(ParityError, match="differs from PyTorch on 16 images"):
+        to_onnx.export_onnx(
+            checkpoint, tmp_path / "cable-fp16.onnx", precision="fp16", batch=BATCH, budget=SPREAD
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "half"])
+def test_an_unknown_precision_is_refused(checkpoint, tmp_path, precision):
+    with pytest.raises(ExportError, match=f"precision '{precision}': expected one of fp32, fp16"):
+        to_onnx.export_onnx(checkpoint, tmp_path / "out/cable.onnx", precision=precision)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_camera_graph_in_half_resizes_in_fp32(checkpoint, camera):
+    """Static batch, opset 20, resize in the graph. Grey levels in half are no longer exact."""
+    frames = list(np.random.default_rng(1).integers(0, 256, (6, 96, 160, 3), dtype=np.uint8))
+    proto, spec = onnx.load(camera), ModelSpec.read(camera)
+    without = [part for part in half.ISLANDS if part != "pixels"]
+    found = {}
+    for name, islands in (("all", half.ISLANDS), ("without pixels", without)):
+        graph, _ = half.to_half(proto, "fp16", islands=tuple(islands))
+        with load(checkpoint) as reference, open_graph(graph, spec) as candidate:
+            found[name] = compare(reference, candidate, frames)
+    check_parity(found["all"], SPREAD, "all")
+    assert found["without pixels"].map_mean_abs > 2 * found["all"].map_mean_abs
+    with pytest.raises(ParityError, match="differs from PyTorch"):
+        check_parity(found["without pixels"], SPREAD, "without pixels")

@@ -5,11 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from destseg_deploy.errors import DataError, ParityError
+from destseg_deploy.errors import DataError, ExportError, ParityError
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
-from destseg_export.verify import Budget, Parity, check_parity, compare, verification_frames
+from destseg_export.verify import (
+    BUDGETS,
+    Budget,
+    Parity,
+    check_parity,
+    compare,
+    measure_parity,
+    verification_frames,
+)
 
 
 class Altered:
@@ -82,6 +90,80 @@ def test_a_wide_budget_still_sees_swapped_ranks():
     assert parity.swapped_pairs(0.05) == 1
     with pytest.raises(ParityError, match="1 pairs ranked otherwise"):
         check_parity(parity, Budget(0.2, 0.2).__class__(0.2, 0.09), "swapped.onnx")
+
+
+def test_a_shift_of_all_pixels_is_seen_by_the_mean(frames):
+    """Each pixel is within the budget, and all of them are off to the same side."""
+
+    def shift(maps, scores):
+        return Prediction(np.abs(maps - np.float32(0.01)), scores)
+
+    parity = _parity(shift, frames)
+    assert parity.map_max_abs <= 0.0101
+    assert parity.map_mean_abs == pytest.approx(0.01, rel=0.1)
+    check_parity(parity, Budget(0.02), "loose.onnx")
+    with pytest.raises(ParityError, match=r"on average by 9.93e-03 \(allowed 1e-03\)"):
+        check_parity(parity, Budget(0.02, map_mean=1e-3), "shifted.onnx")
+
+
+def _half(values):
+    return values.astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda maps, scores: Prediction(_half(maps), scores), "94% more of the map's values"),
+        (lambda maps, scores: Prediction(maps, _half(scores)), "100% more of the scores"),
+    ],
+)
+def test_answers_that_passed_through_half_are_refused(change, words):
+    """Within a half budget, and tied."""
+    noise = np.random.default_rng(3).random((6, 32, 32)).astype(np.float32)
+    wanted = Prediction(noise, noise[:, 0].mean(axis=1))
+    parity = measure_parity(wanted, change(noise, wanted.score))
+    assert parity.map_max_abs < BUDGETS["fp16"].anomaly_map / 10
+    with pytest.raises(ParityError, match="end in zero bits") as refused:
+        check_parity(parity, BUDGETS["fp16"], "coarse.onnx")
+    assert words in str(refused.value)
+    check_parity(measure_parity(wanted, wanted), BUDGETS["fp16"], "fine.onnx")
+
+
+def test_answers_that_are_coarse_in_pytorch_too_are_not_refused():
+    noise = _half(np.random.default_rng(3).random((6, 32, 32), np.float32))
+    wanted = Prediction(noise, noise[:, 0, 0])
+    parity = measure_parity(wanted, wanted)
+    assert (parity.coarse_map, parity.coarse_scores) == (0, 0)
+    check_parity(parity, Budget(), "same.onnx")
+
+
+def test_zeros_and_ones_say_nothing_of_a_grid():
+    """A good network saturates: most of its pixels are exactly 0 where there is nothing."""
+    noise = np.random.default_rng(3).random((6, 32, 32)).astype(np.float32)
+    wanted = Prediction(noise, noise[:, 0].mean(axis=1))
+    saturated = np.where(noise < 0.9, np.float32(0), noise)
+    parity = measure_parity(wanted, Prediction(saturated, wanted.score.round()))
+    assert max(parity.coarse_map, parity.coarse_scores) < 0.1
+
+
+def test_another_image_must_differ_by_more_than_the_artifact_does():
+    """A budget wider than the maps themselves would let any answer pass."""
+    noise = np.random.default_rng(3).random((4, 16, 16), np.float32) * np.float32(0.01)
+    wanted = Prediction(noise, noise.max(axis=(1, 2)))
+    off = Prediction(noise + np.float32(0.012), wanted.score)
+    check_parity(measure_parity(wanted, wanted), Budget(0.1), "same.onnx")
+    with pytest.raises(ParityError, match=r"cannot tell right from wrong.*expected more than 2.4"):
+        check_parity(measure_parity(wanted, off), Budget(0.1), "off.onnx")
+
+
+def test_each_precision_has_a_budget_and_limits_of_ones_own_replace_it():
+    assert set(BUDGETS) == {"fp32", "fp16", "bf16"}
+    assert Budget.of("fp32") == Budget()
+    fp16 = Budget.of("fp16")
+    assert Budget.of("fp16", anomaly_map=0.3) == Budget(0.3, fp16.score, 1.0)
+    assert Budget.of("fp16", score=0.2) == replace(fp16, score=0.2)
+    with pytest.raises(ExportError, match="precision 'int8': expected one of fp32, fp16, bf16"):
+        Budget.of("int8")
 
 
 def test_images_that_cannot_tell_right_from_wrong_are_refused(frames):

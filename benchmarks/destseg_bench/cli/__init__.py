@@ -7,6 +7,7 @@ import click
 from destseg_bench.cli.ablation import ablation
 from destseg_bench.cli.accuracy import accuracy
 from destseg_bench.cli.agreement import agreement
+from destseg_bench.cli.cpu import cpu
 from destseg_bench.cli.gpu_acceptance import gpu_acceptance
 from destseg_bench.cli.latency import latency
 from destseg_bench.cli.training import training
@@ -22,6 +23,7 @@ def bench() -> None:
 bench.add_command(ablation)
 bench.add_command(accuracy)
 bench.add_command(agreement)
+bench.add_command(cpu)
 bench.add_command(gpu_acceptance)
 bench.add_command(latency)
 bench.add_command(training)

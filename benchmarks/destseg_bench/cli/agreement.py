@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from destseg_bench.agreement import describe_training, measure_agreement
-from destseg_bench.environment import describe_environment
 from destseg_deploy.atomic import replacing
 from destseg_deploy.console import OneLineErrors, progress
+from destseg_deploy.environment import describe_environment
 
 
 @click.command(cls=OneLineErrors)

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from destseg_bench.environment import describe_environment
 from destseg_deploy.atomic import replacing
 from destseg_deploy.cli.options import FILE, FOLDER, THREADS, known_device
 from destseg_deploy.cli.training_options import numbers
 from destseg_deploy.console import OneLineErrors, progress
+from destseg_deploy.environment import describe_environment
 
 ROW = "{:<44} {:>5} {:>6} {:>8} {:>8} {:>8} {:>9} {:>7}"
 HEADS = ("contender", "batch", "frames", "median", "p90", "p99", "images/s", "faster")

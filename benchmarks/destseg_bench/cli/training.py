@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from destseg_bench.environment import describe_environment
 from destseg_deploy.atomic import replacing
 from destseg_deploy.cli.options import DATA, FILE, FOLDER, known_device
 from destseg_deploy.console import OneLineErrors, progress
+from destseg_deploy.environment import describe_environment
 from destseg_deploy.recipe import Recipe
 
 ROW = "{:<14} {:>5} {:>26} {:>26} {:>27}"

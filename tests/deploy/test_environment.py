@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 
-from destseg_bench import environment
+from destseg_deploy import environment
 
 
 def test_it_says_what_ran_where():

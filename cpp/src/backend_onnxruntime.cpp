@@ -1,0 +1,253 @@
+// ONNX Runtime, through its C API: any library that is at least as new as the headers.
+#include <onnxruntime_c_api.h>
+
+#include <array>
+#include <utility>
+
+#include "backend.hpp"
+#include "error.hpp"
+
+namespace destseg_core {
+namespace {
+
+const OrtApi &ort() {
+  static const OrtApi *const api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+  if (api == nullptr)
+    throw backend_error(std::string("onnxruntime: version ") + OrtGetApiBase()->GetVersionString() +
+                        " is older than the headers this library was built with (API " +
+                        std::to_string(ORT_API_VERSION) + "). Install a newer one.");
+  return *api;
+}
+
+std::string message_of(OrtStatus *status) {
+  std::string message = ort().GetErrorMessage(status);
+  ort().ReleaseStatus(status);
+  return one_line(message);
+}
+
+// Something ONNX Runtime made, and the function of its table that frees it.
+template <typename T, void(ORT_API_CALL *OrtApi::*release)(T *)>
+class Owned {
+ public:
+  Owned() = default;
+  ~Owned() { reset(); }
+  Owned(const Owned &) = delete;
+  Owned &operator=(const Owned &) = delete;
+  T *get() const { return value_; }
+  T **receive() {
+    reset();
+    return &value_;
+  }
+
+ private:
+  void reset() {
+    if (value_ != nullptr) (ort().*release)(std::exchange(value_, nullptr));
+  }
+  T *value_ = nullptr;
+};
+
+#define DESTSEG_OWNED(name) Owned<Ort##name, &OrtApi::Release##name>
+using Env = DESTSEG_OWNED(Env);
+using Options = DESTSEG_OWNED(SessionOptions);
+using Session = DESTSEG_OWNED(Session);
+using Value = DESTSEG_OWNED(Value);
+using Memory = DESTSEG_OWNED(MemoryInfo);
+using TypeInfo = DESTSEG_OWNED(TypeInfo);
+#undef DESTSEG_OWNED
+
+class CudaOptions {
+ public:
+  CudaOptions() {
+    if (OrtStatus *status = ort().CreateCUDAProviderOptions(&value_))
+      throw backend_error(message_of(status));
+  }
+  ~CudaOptions() { ort().ReleaseCUDAProviderOptions(value_); }
+  CudaOptions(const CudaOptions &) = delete;
+  CudaOptions &operator=(const CudaOptions &) = delete;
+  OrtCUDAProviderOptionsV2 *get() const { return value_; }
+
+ private:
+  OrtCUDAProviderOptionsV2 *value_ = nullptr;
+};
+
+class OrtBackend final : public Backend {
+ public:
+  OrtBackend(const Request &request, const Spec &spec)
+      : spec_(spec),
+        path_(request.path),
+        place_(request.device == "cpu"
+                   ? request.device
+                   : "cuda:" + std::to_string(device_index(request.device))) {
+    check(ort().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "destseg", env_.receive()));
+    check(ort().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.receive()));
+    Options options;
+    check(ort().CreateSessionOptions(options.receive()));
+    check(ort().SetIntraOpNumThreads(options.get(), request.threads));
+    check(ort().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR));
+    if (request.device != "cpu") use_cuda(options, request.device);
+    check(ort().CreateSession(env_.get(), path_.c_str(), options.get(), session_.receive()));
+    check_tensors();
+  }
+
+  std::unique_ptr<Lane> open_lane() override;
+  std::string version() const override { return OrtGetApiBase()->GetVersionString(); }
+
+  const Spec &spec() const { return spec_; }
+
+  // A tensor over memory that the caller keeps.
+  template <std::size_t kRank, typename T>
+  void wrap(T *data, std::size_t count, const std::array<std::int64_t, kRank> &shape,
+            ONNXTensorElementDataType type, Value &value) const {
+    check_run(ort().CreateTensorWithDataAsOrtValue(memory_.get(), data, count * sizeof(T),
+                                                   shape.data(), kRank, type, value.receive()));
+  }
+
+  void run(const Value &images, const Value &maps, const Value &scores) const {
+    const char *inputs[] = {spec_.input_name.c_str()};
+    const char *outputs[] = {spec_.map_name.c_str(), spec_.score_name.c_str()};
+    const OrtValue *given[] = {images.get()};
+    OrtValue *wanted[] = {maps.get(), scores.get()};
+    check_run(ort().Run(session_.get(), nullptr, inputs, given, 1, outputs, 2, wanted));
+  }
+
+ private:
+  void check(OrtStatus *status) const {
+    if (status != nullptr)
+      throw backend_error(path_.u8string() + ": ONNX Runtime cannot open it (" +
+                          message_of(status) + "). Export it again.");
+  }
+
+  void check_run(OrtStatus *status) const {
+    if (status != nullptr)
+      throw backend_error(spec_.artifact.file + ": ONNX Runtime failed on device '" + place_ +
+                          "' (" + message_of(status) +
+                          "). Load the artifact again; on a GPU, nvidia-smi shows its memory and "
+                          "errors.");
+  }
+
+  void use_cuda(const Options &options, const std::string &device) const {
+    char **names = nullptr;
+    int count = 0;
+    check(ort().GetAvailableProviders(&names, &count));
+    bool found = false;
+    std::string listed;
+    for (int i = 0; i < count; ++i) {
+      found = found || std::string(names[i]) == "CUDAExecutionProvider";
+      listed += (i == 0 ? "" : ", ") + std::string(names[i]);
+    }
+    check(ort().ReleaseAvailableProviders(names, count));
+    if (!found)
+      throw backend_error("device '" + place_ + "': this ONNX Runtime (" + version() +
+                          ") has no CUDAExecutionProvider, only " + listed +
+                          ". Install onnxruntime-gpu, or use 'cpu'.");
+    const CudaOptions cuda;
+    const std::string index = std::to_string(device_index(device));
+    // TF32 keeps 10 bits of a product; the scores, and a resize inside the graph, need all.
+    const char *keys[] = {"device_id", "use_tf32"};
+    const char *values[] = {index.c_str(), "0"};
+    check(ort().UpdateCUDAProviderOptions(cuda.get(), keys, values, 2));
+    check(ort().SessionOptionsAppendExecutionProvider_CUDA_V2(options.get(), cuda.get()));
+  }
+
+  // Buffers are sized by the spec, so the graph must agree with it.
+  void check_tensors() const {
+    const int height = spec_.input.height, width = spec_.input.width;
+    std::size_t inputs = 0;
+    check(ort().SessionGetInputCount(session_.get(), &inputs));
+    bool fits = inputs == 1 && has(true, spec_.input_name, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+                                   {height, width, 3});
+    const auto type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    fits = fits && has(false, spec_.map_name, type, {spec_.map.height, spec_.map.width});
+    if (!fits || !has(false, spec_.score_name, type, {}))
+      throw backend_error(path_.u8string() + ": its tensors are not those of its spec. Export it "
+                          "again.");
+  }
+
+  // Whether there is a tensor of that name and type whose shape is (batch, sizes...).
+  bool has(bool input, const std::string &name, ONNXTensorElementDataType type,
+           const std::vector<std::int64_t> &sizes) const {
+    OrtAllocator *allocator = nullptr;
+    check(ort().GetAllocatorWithDefaultOptions(&allocator));
+    std::size_t count = 0;
+    check((input ? ort().SessionGetInputCount : ort().SessionGetOutputCount)(session_.get(),
+                                                                             &count));
+    for (std::size_t i = 0; i < count; ++i) {
+      char *found = nullptr;
+      check((input ? ort().SessionGetInputName : ort().SessionGetOutputName)(session_.get(), i,
+                                                                             allocator, &found));
+      const bool same = name == found;
+      check(ort().AllocatorFree(allocator, found));
+      if (same) return matches(input, i, type, sizes);
+    }
+    return false;
+  }
+
+  bool matches(bool input, std::size_t index, ONNXTensorElementDataType type,
+               const std::vector<std::int64_t> &sizes) const {
+    TypeInfo info;
+    check((input ? ort().SessionGetInputTypeInfo : ort().SessionGetOutputTypeInfo)(
+        session_.get(), index, info.receive()));
+    const OrtTensorTypeAndShapeInfo *tensor = nullptr;
+    check(ort().CastTypeInfoToTensorInfo(info.get(), &tensor));
+    if (tensor == nullptr) return false;
+    ONNXTensorElementDataType found = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    std::size_t rank = 0;
+    check(ort().GetTensorElementType(tensor, &found));
+    check(ort().GetDimensionsCount(tensor, &rank));
+    if (found != type || rank != sizes.size() + 1) return false;
+    std::vector<std::int64_t> shape(rank);
+    check(ort().GetDimensions(tensor, shape.data(), rank));
+    for (std::size_t i = 0; i < sizes.size(); ++i)
+      if (shape[i + 1] != sizes[i] && shape[i + 1] != -1) return false;
+    return true;
+  }
+
+  const Spec &spec_;
+  const std::filesystem::path path_;
+  const std::string place_;
+  Env env_;
+  Memory memory_;
+  Session session_;
+};
+
+class OrtLane final : public Lane {
+ public:
+  explicit OrtLane(const OrtBackend &backend) : backend_(backend) {}
+
+  std::uint8_t *images(int count) override {
+    const auto frames = static_cast<std::size_t>(count);
+    images_.resize(frames * backend_.spec().input.pixels() * 3);
+    maps_.resize(frames * backend_.spec().map.pixels());
+    scores_.resize(frames);
+    return images_.data();
+  }
+
+  void run(int count) override {
+    const Size input = backend_.spec().input, map = backend_.spec().map;
+    const auto type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    Value images, maps, scores;
+    backend_.wrap<4>(images_.data(), images_.size(), {count, input.height, input.width, 3},
+                     ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, images);
+    backend_.wrap<3>(maps_.data(), maps_.size(), {count, map.height, map.width}, type, maps);
+    backend_.wrap<1>(scores_.data(), scores_.size(), {count}, type, scores);
+    backend_.run(images, maps, scores);
+  }
+
+  const float *maps() const override { return maps_.data(); }
+  const float *scores() const override { return scores_.data(); }
+
+ private:
+  const OrtBackend &backend_;
+  std::vector<std::uint8_t> images_;
+  std::vector<float> maps_, scores_;
+};
+
+std::unique_ptr<Lane> OrtBackend::open_lane() { return std::make_unique<OrtLane>(*this); }
+
+}  // namespace
+
+std::unique_ptr<Backend> open_onnxruntime(const Request &request, const Spec &spec) {
+  return std::make_unique<OrtBackend>(request, spec);
+}
+
+}  // namespace destseg_core

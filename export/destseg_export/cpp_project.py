@@ -1,0 +1,102 @@
+"""An artifact with a C++ project that runs it: for machines without Python.
+
+The project holds the embedding library's sources (``cpp/`` of this repository), the two example
+programs and the artifact with its spec. It builds with ``cmake -S DIR -B build``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from destseg_deploy.atomic import staging
+from destseg_deploy.errors import ExportError
+from destseg_deploy.spec import ModelSpec, spec_path
+
+SOURCE = Path(__file__).resolve().parents[2] / "cpp"
+"""The library's sources in a checkout; a wheel does not hold them."""
+
+KINDS = (".onnx", ".engine")
+"""Suffixes of the artifacts that the library opens."""
+
+LIBRARY = ("CMakeLists.txt", "README.md", "cmake", "include", "src")
+PROGRAMS = ("inspect.c", "inspect.cpp", "pnm.h")
+
+CMAKE = """\
+# Made by destseg-export --with-cpp. cmake -S . -B build && cmake --build build
+# Where the back ends are found, and what to set when they are not: destseg/README.md
+cmake_minimum_required(VERSION 3.18)
+project(inspection LANGUAGES C CXX)
+set(CMAKE_C_STANDARD 99)
+set(CMAKE_CXX_STANDARD 17)
+add_subdirectory(destseg)
+
+add_executable(inspect_one inspect.c)
+target_link_libraries(inspect_one PRIVATE destseg::destseg)
+
+add_executable(inspect_folder inspect.cpp)
+target_link_libraries(inspect_folder PRIVATE destseg::destseg)
+"""
+
+README = """\
+# {category}, {precision}: inspection without Python
+
+    cmake -S . -B build && cmake --build build
+    build/inspect_one model/{file} FRAME.ppm MAP.pgm
+    build/inspect_folder model/{file} FOLDER
+
+`model/` holds the artifact and its spec, which belong together. `destseg/` is the library, its
+`README.md` says what to install or to set for ONNX Runtime, OpenVINO and TensorRT. `inspect.c` and
+`inspect.cpp` are where to begin your own program.
+"""
+
+
+def write_cpp_project(artifact: Path, folder: Path, *, source: Path = SOURCE) -> list[Path]:
+    """Write a C++ project around an artifact.
+
+    Args:
+        artifact: ``.onnx`` or ``.engine``, its spec beside it.
+        folder: Where to write; made if missing. Files of the same names are replaced, others stay.
+            Nothing is written when anything fails.
+        source: The folder ``cpp`` of this project's repository.
+
+    Returns:
+        The files written, sorted.
+
+    Raises:
+        SpecError: If the spec is missing or was written for another file.
+        ExportError: If the library cannot open such a file, or its sources are not there.
+    """
+    if artifact.suffix not in KINDS:
+        raise ExportError(
+            f"{artifact}: the C++ library opens {' and '.join(KINDS)}. Export the checkpoint "
+            "first: destseg-export --checkpoint FILE"
+        )
+    spec = ModelSpec.read(artifact)
+    spec.check_artifact(artifact)
+    missing = [name for name in LIBRARY if not (source / name).exists()]
+    if missing:
+        raise ExportError(
+            f"{source}: no {missing[0]}, so there are no C++ sources to copy. They are not part of "
+            "the wheel: run destseg-export from a checkout of destseg-deploy."
+        )
+    with staging(folder) as staged:
+        _fill(staged, artifact, spec, source)
+        written = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+    return sorted(folder / path for path in written)
+
+
+def _fill(folder: Path, artifact: Path, spec: ModelSpec, source: Path) -> None:
+    library, model = folder / "destseg", folder / "model"
+    library.mkdir()
+    model.mkdir()
+    for name in LIBRARY:
+        copy = shutil.copytree if (source / name).is_dir() else shutil.copy
+        copy(source / name, library / name)
+    for name in PROGRAMS:
+        shutil.copy(source / "example" / name, folder / name)
+    for path in (artifact, spec_path(artifact)):
+        shutil.copy(path, model / path.name)
+    text = README.format(category=spec.category, precision=spec.precision, file=artifact.name)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "CMakeLists.txt").write_text(CMAKE, encoding="utf-8")

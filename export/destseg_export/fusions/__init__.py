@@ -1,0 +1,1 @@
+"""Exact rewrites of the served graph, one a file, each with its formula and its test."""

@@ -1,0 +1,195 @@
+"""What is installed: symbols, headers, CMake package, pkg-config file, C# declarations."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cpp.library import CPP, Frame, Info, Library, Options, Result, run
+
+HEADER = (CPP / "include/destseg.h").read_text()
+FUNCTIONS = set(re.findall(r"\b(destseg_\w+)\(", re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)))
+
+
+def test_only_the_functions_of_the_header_are_exported(library, prefix):
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    path = library.c._name
+    listed = run("nm", "-D", "--defined-only", path).stdout.splitlines()
+    exported = {line.split()[-1].split("@")[0] for line in listed} - {"DESTSEG_1"}
+    assert exported == FUNCTIONS
+    assert len(FUNCTIONS) == 10
+
+
+def test_the_files_of_an_installation(prefix):
+    names = {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()}
+    stems = {re.sub(r"^lib[^/]*/(\w+-linux-gnu/)?", "lib/", name) for name in names}
+    expected = {
+        "include/destseg.h",
+        "include/destseg.hpp",
+        "lib/libdestseg.so",
+        "lib/libdestseg.so.1",
+        "lib/libdestseg.so.0.1.0",
+        "lib/pkgconfig/destseg.pc",
+        "lib/cmake/destseg/destsegConfig.cmake",
+        "lib/cmake/destseg/destsegConfigVersion.cmake",
+        "lib/cmake/destseg/destsegTargets.cmake",
+        "lib/cmake/destseg/destsegTargets-none.cmake",
+    }
+    assert stems == expected
+
+
+STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-I", CPP / "include"]
+
+
+@pytest.mark.parametrize("standard", ["c99", "c11", "c17"])
+def test_the_header_is_strict_c(prefix, standard, tmp_path):
+    source = tmp_path / "host.c"
+    source.write_text("#include <destseg.h>\nint main(void) { return destseg_version() == 0; }\n")
+    run("cc", f"-std={standard}", *STRICT, source)
+
+
+OPENCV = """
+#include <cstddef>
+#include <cstdint>
+#define CV_VERSION "fake"
+#define CV_8UC1 0
+#define CV_8UC3 16
+#define CV_32FC1 5
+namespace cv {
+struct Step { std::size_t operator[](int) const { return 30; } };
+struct Mat {
+  Mat(int, int, int, void *) {}
+  int dims = 2, rows = 4, cols = 5;
+  std::uint8_t *data = nullptr;
+  Step step;
+  int type() const { return CV_8UC3; }
+  int channels() const { return 3; }
+  Mat clone() const { return *this; }
+};
+}
+"""
+WITH_MAT = """
+#include <destseg.hpp>
+void use(const destseg::Predictor &predictor, const cv::Mat &mat) {
+  const destseg::Prediction found = predictor.infer(mat);
+  (void)found.map_mat(0);
+}
+"""
+
+
+@pytest.mark.parametrize("standard", ["c++17", "c++20"])
+def test_the_wrapper_is_strict_cpp_and_takes_mats_only_with_opencv(prefix, tmp_path, standard):
+    """The fake cv::Mat has the members that the overload uses; OpenCV itself is not needed."""
+    source = tmp_path / "host.cpp"
+    flags = (f"-std={standard}", "-Wshadow", "-Wconversion", *STRICT, source)
+    source.write_text("#include <destseg.hpp>\n")
+    run("c++", *flags)
+    source.write_text(OPENCV + WITH_MAT)
+    run("c++", *flags)
+    source.write_text(WITH_MAT)
+    with pytest.raises(AssertionError, match="cv"):
+        run("c++", *flags)
+
+
+def test_a_host_is_built_by_pkg_config(prefix, library, tmp_path, engine):
+    if shutil.which("pkg-config") is None:
+        pytest.skip("pkg-config is not installed")
+    (folder,) = prefix.rglob("pkgconfig")
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(folder)}
+    flags = run("pkg-config", "--cflags", "--libs", "destseg", env=environment).stdout.split()
+    source, program = tmp_path / "host.cpp", tmp_path / "host"
+    source.write_text(
+        "#include <cstdio>\n#include <destseg.hpp>\n#include <utility>\n"
+        "int main(int, char **argv) try {\n"
+        "  destseg::Predictor first(argv[1]);\n"
+        "  const destseg::Predictor predictor(std::move(first));\n"
+        "  std::uint8_t pixels[8 * 6 * 3] = {64};\n"
+        "  const auto found = predictor.infer(destseg::rgb(pixels, 8, 6));\n"
+        '  std::printf("%s %d %g\\n", predictor.text("category").c_str(),\n'
+        "              predictor.info().height, double(found.map(0)[0]) * (1 << 24));\n"
+        "  predictor.infer(destseg::rgb(pixels, 0, 6));\n"
+        "} catch (const destseg::ShapeError &error) {\n"
+        '  std::printf("%d %s\\n", error.status(), error.what());\n'
+        "}\n"
+    )
+    run("c++", "-std=c++17", source, *flags, "-o", program)
+    paths = {**os.environ, "LD_LIBRARY_PATH": str(Path(library.c._name).parent)}
+    done = subprocess.run([program, engine], capture_output=True, text=True, env=paths, timeout=60)
+    first, second = done.stdout.splitlines()
+    assert first == "tiny 8 64"
+    assert second == "2 frame: expected uint8 (H, W, 3) or (H, W), got uint8 (0, 6, 3)."
+
+
+CSHARP = (CPP / "example/Destseg.cs").read_text()
+TYPES = {
+    "uint": ctypes.c_uint32,
+    "int": ctypes.c_int32,
+    "long": ctypes.c_int64,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+    "IntPtr": ctypes.c_void_p,
+    "Format": ctypes.c_int32,
+    "Verdict": ctypes.c_int32,
+}
+
+
+def fields_of_c(name: str) -> list[str]:
+    """Return the names of a struct's fields in destseg.h, in CamelCase."""
+    body = re.search(rf"typedef struct {name} {{(.*?)}} {name};", HEADER, re.S).group(1)
+    body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)
+    names = re.findall(r"\w[\s*]+(\w+);", body)
+    return ["".join(part.capitalize() for part in field.split("_")) for field in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "twin", "python"),
+    [
+        ("Options", "destseg_options", Options),
+        ("Info", "destseg_info", Info),
+        ("Frame", "destseg_frame", Frame),
+        ("Result", "destseg_result", Result),
+    ],
+)
+def test_csharp_and_python_structs_are_those_of_the_header(name, twin, python):
+    body = re.search(rf"public struct {name}\n    {{(.*?)\n    }}", CSHARP, re.S).group(1)
+    fields = re.findall(r"public (\w+) (\w+);", body)
+    assert [field for _, field in fields] == fields_of_c(twin)
+    kinds = [ctypes.c_void_p if k is ctypes.c_char_p else k for _, k in python._fields_]
+    assert [TYPES[kind] for kind, _ in fields] == kinds
+    names = ["".join(p.capitalize() for p in field.split("_")) for field, _ in python._fields_]
+    assert names == fields_of_c(twin)
+
+
+def test_the_sizes_of_structs_are_what_the_compiler_says(prefix, tmp_path):
+    source, program = tmp_path / "sizes.c", tmp_path / "sizes"
+    names = ("options", "info", "frame", "result")
+    sizes = ", ".join(f"sizeof(destseg_{name})" for name in names)
+    source.write_text(
+        "#include <destseg.h>\n#include <stdio.h>\nint main(void) {\n"
+        f'  printf("%zu %zu %zu %zu", {sizes});\n  return 0;\n}}\n'
+    )
+    run("cc", "-I", CPP / "include", source, "-o", program)
+    found = [int(size) for size in run(program).stdout.split()]
+    assert found == [ctypes.sizeof(kind) for kind in (Options, Info, Frame, Result)]
+
+
+def test_csharp_declares_functions_and_constants_of_the_header():
+    declared = set(re.findall(r"static extern \w+ (destseg_\w+)\(", CSHARP))
+    assert declared <= FUNCTIONS
+    assert declared >= FUNCTIONS - {"destseg_version", "destseg_backends"}
+    version = re.search(r"AbiVersion = (\d+)", CSHARP).group(1)
+    assert f"#define DESTSEG_ABI_VERSION {version}\n" in HEADER
+    statuses = re.search(r"enum Status : int {(.*?)}", CSHARP).group(1).split(",")
+    for value, name in enumerate(part.strip().upper() for part in statuses):
+        prefix_ = "DESTSEG_" if value == 0 else "DESTSEG_ERROR_"
+        assert re.search(rf"#define {prefix_}{name} {value}\b", HEADER)
+
+
+def test_the_library_of_the_build_is_the_one_installed(library):
+    assert isinstance(library, Library)
+    assert "prefix" in library.c._name

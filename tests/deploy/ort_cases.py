@@ -1,0 +1,84 @@
+"""An artifact for the fake ONNX Runtime, and arrays on the fake GPU."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from destseg_deploy.runtime import ort_arrays
+from destseg_deploy.runtime.device_driver import array_at
+from destseg_deploy.runtime.device_fake import FakeDevice
+from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
+from destseg_deploy.runtime.ort import OrtRuntime
+from destseg_deploy.spec import FileRecord
+from tests.deploy.fake_onnxruntime import CPU, CUDA, TENSORRT, AssignedNode, Module
+
+NODES = tuple(AssignedNode(kind, f"{kind}_1") for kind in ("Cast", "Conv", "MatMul", "TopK"))
+SHAPES = (AssignedNode("Shape", "Shape_1"), AssignedNode("Concat", "Concat_1"))
+PLACED = {
+    "cpu": {CPU: NODES + SHAPES},
+    "cuda": {CUDA: NODES, CPU: SHAPES},
+    "tensorrt": {TENSORRT: NODES[1:], CUDA: NODES[:1], CPU: SHAPES},
+}
+"""Where a sound session runs its operators."""
+
+
+class OrtBench:
+    """A fake ONNX Runtime, a fake GPU, and an artifact on disk."""
+
+    def __init__(self, monkeypatch, folder, size=(16, 24), **changes):
+        self.path = folder / "fake-fp32.onnx"
+        self.path.write_bytes(b"no graph, the fake reads none")
+        spec = fake_spec(*size)
+        self.spec = replace(spec, artifact=FileRecord.of(self.path), **changes)
+        self.spec.write(self.path)
+        self.gpu = FakeDevice()
+        self.module = Module(self.spec)
+        monkeypatch.setitem(sys.modules, "onnxruntime", self.module)
+        monkeypatch.setattr(ort_arrays, "open_device", self._open_device)
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+        self.opened = []
+
+    def open(self, device="cuda", **options):
+        self.module.placed = self.module.placed or PLACED[device.partition(":")[0]]
+        return OrtRuntime(self.path, device, **options)
+
+    def frames(self, count, seed=0):
+        noise = np.random.default_rng(seed).integers(0, 256, (count, *self.spec.size, 3))
+        return noise.astype(np.uint8)
+
+    def wanted(self, frames):
+        return FakeRuntime(self.spec).infer(frames)
+
+    @property
+    def session(self):
+        return self.module.sessions[-1]
+
+    def _open_device(self, name):
+        self.opened.append(name)
+        return self.gpu
+
+
+class OnGpu:
+    """An array on the fake GPU with ``__cuda_array_interface__``."""
+
+    def __init__(self, gpu, values, stream=None, read_only=False):
+        self.memory = gpu.allocate(values.nbytes)
+        self.values = array_at(self.memory.pointer, values.nbytes).view(values.dtype)
+        self.values = self.values.reshape(values.shape)
+        self.values[...] = values
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "shape": values.shape,
+            "typestr": values.dtype.str,
+            "data": (self.memory.pointer, read_only),
+            "strides": None,
+            "stream": stream,
+        }
+
+
+def equal(found, expected):
+    np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+    np.testing.assert_array_equal(found.score, expected.score)

@@ -1,0 +1,61 @@
+"""Two stems in one convolution."""
+
+import pytest
+
+pytest.importorskip("onnx")
+
+from destseg_export.fusions.stems import join_stems
+from tests.export.fusions.cases import (
+    ROUNDING,
+    difference,
+    floats,
+    make,
+    node,
+    operators,
+    random,
+    rewritten,
+)
+
+
+def _graph(second_stride=2):
+    nodes, outputs = [], {}
+    for name, stride in (("t", 2), ("s", second_stride)):
+        nodes += [
+            node(
+                "Conv",
+                ["x", f"{name}_w", f"{name}_b"],
+                f"{name}_c",
+                pads=[3] * 4,
+                strides=[stride] * 2,
+            ),
+            node("Relu", [f"{name}_c"], f"{name}_r"),
+            node("MaxPool", [f"{name}_r"], name, kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]),
+        ]
+        outputs[name] = floats("n", 4, 8 // stride * 1, 8 // stride * 1)
+    constants = {f"{n}_w": random(4, 3, 7, 7, seed=i) / 10 for i, n in enumerate("ts")}
+    constants |= {f"{n}_b": random(4, seed=i) for i, n in enumerate("ts")}
+    return make(nodes, {"x": floats("n", 3, 16, 16)}, outputs, constants)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_answers_stay(count):
+    graph = _graph()
+    joined, outcome = rewritten(graph, join_stems)
+    assert operators(joined) == ["Conv", "Relu", "MaxPool", "Split"]
+    assert len(outcome.changed) == 6
+    assert difference(graph, joined, x=random(count, 3, 16, 16)) < ROUNDING
+
+
+def test_teacher_and_student_the_wrong_way_round_are_seen():
+    graph = _graph()
+    joined, _ = rewritten(graph, join_stems)
+    split = joined.graph.node[-1]
+    split.output[0], split.output[1] = split.output[1], split.output[0]
+    assert difference(graph, joined, x=random(1, 3, 16, 16)) > 0.1
+
+
+def test_another_stride_is_refused_with_the_reason():
+    graph = _graph(second_stride=1)
+    joined, outcome = rewritten(graph, join_stems)
+    assert operators(joined) == operators(graph)
+    assert [r.reason for r in outcome.refused] == ["node_s_c has another kernel, stride or padding"]

@@ -1,0 +1,101 @@
+"""destseg-export fuse and quantize, as a user meets them."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from destseg_deploy.predictor import load
+from destseg_deploy.spec import ModelSpec
+from tests.unchanged import unchanged
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from destseg_export import fuse_file, quantize  # noqa: E402 - needs onnx
+from destseg_export.cpu_commands import fuse_command, quantize_command  # noqa: E402 - needs onnx
+from tests.export.fusions.cases import change_constant  # noqa: E402 - needs onnx
+
+
+def test_fuse_writes_the_same_answers(onnx_artifact, frames, tmp_path):
+    target = tmp_path / "fused" / "cable-fp32.onnx"
+    result = CliRunner().invoke(fuse_command, [str(onnx_artifact), "--output", str(target)])
+    assert result.exit_code == 0, result.output
+    assert "pooled-branch: 1 nodes" in result.stderr
+    assert "GMAC an image" in result.stdout
+    with load(onnx_artifact) as plain, load(target) as fused:
+        np.testing.assert_allclose(fused(frames).score, plain(frames).score, atol=5e-5)
+    spec = ModelSpec.read(target)
+    assert spec.parity["fused"]["map_max_abs"] < 1e-4 < spec.parity["fused"]["control"]
+    assert spec.threshold == ModelSpec.read(onnx_artifact).threshold
+    assert "shortcuts" in spec.parity["fused"]["fusions"]
+
+
+def test_a_fusion_that_moves_answers_writes_nothing(onnx_artifact, tmp_path, monkeypatch):
+    right = fuse_file.fuse
+
+    def wrong(proto, names):
+        fused, report = right(proto, ["products"])
+        return change_constant(fused, fused.graph.initializer[-1].name, np.negative), report
+
+    monkeypatch.setattr(fuse_file, "fuse", wrong)
+    with unchanged(tmp_path):
+        result = CliRunner().invoke(
+            fuse_command, [str(onnx_artifact), "--output", str(tmp_path / "x.onnx")]
+        )
+    assert result.exit_code == 1
+    assert "Error: x.onnx: fusing moved a map by" in result.stderr
+
+
+def test_an_unknown_rewrite_is_refused(onnx_artifact, tmp_path):
+    result = CliRunner().invoke(
+        fuse_command,
+        [str(onnx_artifact), "--output", str(tmp_path / "x.onnx"), "--without", "stem"],
+    )
+    assert result.exit_code == 1
+    assert "fusion 'stem': expected one of" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantize_passes_its_options_on(onnx_artifact, tmp_path, monkeypatch):
+    """What the function does is tested beside it."""
+    asked = {}
+
+    def made(source, output, normal, *, labelled, options, report):
+        asked.update(locals())
+        parity = {
+            "layers": ["a"],
+            "share_of_macs": 0.8,
+            "given_back": ["b"],
+            "fp32": {"pixel_ap": 0.7, "image_auroc": 0.9},
+            "int8": {"pixel_ap": 0.69, "image_auroc": 0.9},
+            "count": 4,
+            "images": "test images of cable",
+        }
+        from dataclasses import replace
+
+        return replace(ModelSpec.read(source), parity=parity)
+
+    monkeypatch.setattr(quantize, "quantize_artifact", made)
+    arguments = [
+        str(onnx_artifact),
+        *("--normal", str(tmp_path), "--for", "tensorrt", "--max-drop", "1.5", "--images", "8"),
+        *("--part", "segmentation_net", "--part", "teacher_net"),
+    ]
+    result = CliRunner().invoke(quantize_command, arguments)
+    assert result.exit_code == 0, result.output
+    options = asked["options"]
+    assert asked["output"] == onnx_artifact.with_name("cable-int8.onnx")
+    assert (options.scheme, options.max_drop, options.images) == ("s8", 1.5, 8)
+    assert options.parts == ("segmentation_net", "teacher_net")
+    assert "given back  b" in result.stdout
+    assert "pixel AP    0.7000 -> 0.6900" in result.stdout
+
+
+def test_quantize_says_in_one_line_what_is_wrong(onnx_artifact, tmp_path):
+    with unchanged(tmp_path):
+        result = CliRunner().invoke(
+            quantize_command, [str(onnx_artifact), "--normal", str(tmp_path)]
+        )
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {tmp_path}: no images in it")
+    assert "Traceback" not in result.output

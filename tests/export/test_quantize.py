@@ -1,0 +1,125 @@
+"""fp32 artifact to int8 artifact, on the small random network."""
+
+import json
+
+import numpy as np
+import pytest
+
+from destseg_deploy.errors import DataError, ExportError, SpecError
+from destseg_deploy.predictor import load
+from destseg_deploy.spec import ModelSpec
+from tests.unchanged import unchanged
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from destseg_export import quantize  # noqa: E402 - needs onnx
+from destseg_export.calibrate import Calibration  # noqa: E402 - needs onnx
+from destseg_export.int8_budget import Accuracy  # noqa: E402 - needs onnx
+from destseg_export.quantize import Int8Options, quantize_artifact  # noqa: E402 - needs onnx
+
+
+@pytest.fixture(scope="module")
+def int8(onnx_artifact, category, tmp_path_factory):
+    """Quantised with a budget that anything meets: what a random network loses says nothing."""
+    path = tmp_path_factory.mktemp("int8") / "cable-int8.onnx"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(quantize, "rank_layers", lambda proto, layers, *rest: dict.fromkeys(layers, 0.0))
+    quantize_artifact(
+        onnx_artifact,
+        path,
+        category / "train" / "good",
+        labelled=category,
+        options=Int8Options(max_drop=100, images=4),
+    )
+    patch.undo()
+    return path
+
+
+def test_it_answers_like_the_fp32_artifact(onnx_artifact, int8, frames):
+    with load(onnx_artifact) as plain, load(int8) as quantized:
+        wanted, found = plain(frames), quantized(frames)
+    close = np.corrcoef(wanted.anomaly_map.ravel(), found.anomaly_map.ravel())[0, 1]
+    other = np.roll(found.anomaly_map, 1, axis=0)
+    assert close > 0.9
+    assert np.corrcoef(wanted.anomaly_map.ravel(), other.ravel())[0, 1] < close - 0.1, "control"
+    assert np.abs(wanted.anomaly_map - found.anomaly_map).max() > 1e-4, "it is int8"
+
+
+def test_openvino_reads_the_same_file(int8, frames):
+    pytest.importorskip("openvino")
+    from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
+
+    with load(int8) as ort:
+        wanted = ort(frames)
+    runtime = OpenVinoRuntime(int8, threads=1)
+    found = runtime.infer(frames)
+    runtime.close()
+    assert np.corrcoef(wanted.anomaly_map.ravel(), found.anomaly_map.ravel())[0, 1] > 0.98
+
+
+def test_the_spec_says_what_was_done(int8):
+    spec = ModelSpec.read(int8)
+    assert spec.precision == "int8"
+    assert set(spec.parity) >= {"fp32", "int8", "drop", "max_drop", "given_back", "moved_alone"}
+    assert spec.parity["scheme"] == "u8"
+    assert spec.parity["share_of_macs"] > 0.6
+    model = onnx.load(int8, load_external_data=False)
+    contract = json.loads({p.key: p.value for p in model.metadata_props}["destseg"])
+    assert contract["precision"] == "int8"
+    calibration = Calibration.read(int8.with_name("cable-int8-calibration.json"))
+    assert calibration.normal == calibration.synthetic == 4
+    assert all(r.low <= r.high for r in calibration.ranges.values())
+
+
+def test_teacher_and_student_stay_in_float(int8):
+    graph = onnx.load(int8).graph
+    held = [t.name for t in graph.initializer if t.name.endswith("_quantized")]
+    assert held
+    assert all("segmentation_net" in name for name in held)
+    assert not any("head.4" in name for name in held)
+
+
+def test_an_int8_artifact_is_not_quantised_again(int8, category, tmp_path):
+    with pytest.raises(ExportError, match="int8 onnx, expected an fp32"):
+        quantize_artifact(int8, tmp_path / "x.onnx", category / "train" / "good")
+
+
+def test_a_budget_that_cannot_be_met_writes_nothing(onnx_artifact, category, tmp_path, monkeypatch):
+    answers = iter([Accuracy(0.9, 0.9)] + [Accuracy(0.8, 0.9)] * 99)
+    monkeypatch.setattr(quantize, "measure_accuracy", lambda *args: next(answers))
+    monkeypatch.setattr(quantize, "open_session", lambda *args: None)
+    monkeypatch.setattr(
+        quantize, "rank_layers", lambda proto, layers, *rest: dict.fromkeys(layers[:3], 0.0)
+    )
+    with (
+        unchanged(tmp_path),
+        pytest.raises(ExportError, match=r"Best found: 10\.00 points with 3 of 3 layers"),
+    ):
+        quantize_artifact(
+            onnx_artifact,
+            tmp_path / "made" / "x.onnx",
+            category / "train" / "good",
+            options=Int8Options(images=2),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Int8Options(scheme="s4"), "scheme 's4'"),
+        (Int8Options(parts=("student_net.decoder",)), "part 'student_net.decoder'"),
+        (Int8Options(max_drop=-1), "--max-drop -1"),
+    ],
+)
+def test_bad_options_are_refused_before_images_are_read(onnx_artifact, tmp_path, options, words):
+    with pytest.raises(ExportError, match=words):
+        quantize_artifact(onnx_artifact, tmp_path / "x.onnx", tmp_path / "none", options=options)
+
+
+def test_bad_images_are_refused(onnx_artifact, category, tmp_path):
+    with pytest.raises(DataError, match="no images in it"):
+        quantize_artifact(onnx_artifact, tmp_path / "x.onnx", tmp_path)
+    (tmp_path / "x.onnx").write_bytes(b"")
+    with pytest.raises(SpecError):
+        quantize_artifact(tmp_path / "x.onnx", tmp_path / "y.onnx", category / "train" / "good")
