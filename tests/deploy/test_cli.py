@@ -597,7 +597,8 @@ def test_a_gpu_that_is_not_there_is_no_reason_to_run_on_the_cpu(shop, tmp_path, 
         for words, refused in calls.items():
             for call in refused:
                 line = _refused(*call, "--device", "cuda")
-                assert f"device 'cuda': this {'' if 'CUDAE' in words else 'PyTorch'}" in line
+                device = "cuda:0" if "CUDAE" in words else "cuda"
+                assert f"device '{device}': this {'' if 'CUDAE' in words else 'PyTorch'}" in line
                 assert words in line
 
 
@@ -619,7 +620,7 @@ def test_a_batch_size_the_artifact_does_not_take_is_refused(shop, tmp_path, size
 def test_an_unknown_device_is_refused(shop):
     for path in (shop.onnx, shop.checkpoint):
         line = _refused("evaluate", path, "--data", shop.data, "--device", "tpu")
-        assert "device 'tpu': expected cpu, cuda or cuda:<index>." in line
+        assert "device 'tpu': expected cpu, cuda or cuda:<index>, or tensorrt" in line
 
 
 def test_threshold_takes_one_rule_at_a_time(shop, artifact):
