@@ -290,8 +290,12 @@ class ModelSpec:
 
 
 def spec_path(artifact: Path) -> Path:
-    """Return where the spec of an artifact lies: the same name, suffix ``.json``."""
-    return artifact.with_suffix(".json")
+    """Return where the spec of an artifact lies: the same name, suffix ``.json``.
+
+    An engine's ends in ``.engine.json``, because the ``.onnx`` that it was built from has the same
+    name and lies beside it.
+    """
+    return artifact.with_suffix(".engine.json" if artifact.suffix == ".engine" else ".json")
 
 
 def default_top_k(height: int, width: int) -> int:

@@ -297,9 +297,14 @@ Spec spec_from_json(const std::string &text, const std::string &where) {
   }
 }
 
+/* The .onnx that an engine was built from has the same name and lies beside it. */
+static std::filesystem::path spec_path(std::filesystem::path artifact) {
+  artifact.replace_extension(artifact.extension() == ".engine" ? ".engine.json" : ".json");
+  return artifact;
+}
+
 Spec read_spec(const std::filesystem::path &artifact) {
-  std::filesystem::path path = artifact;
-  path.replace_extension(".json");
+  const std::filesystem::path path = spec_path(artifact);
   std::error_code code;
   if (!std::filesystem::exists(path, code))
     throw spec_error(artifact.u8string() + ": no spec " + path.filename().u8string() +
@@ -311,8 +316,7 @@ Spec read_spec(const std::filesystem::path &artifact) {
 void check_artifact(const Spec &spec, const std::filesystem::path &artifact) {
   const std::string found = sha256_of_file(artifact);
   if (found == spec.artifact.sha256) return;
-  std::filesystem::path path = artifact;
-  path.replace_extension(".json");
+  const std::filesystem::path path = spec_path(artifact);
   throw spec_error(artifact.u8string() + ": its content (sha256 " + found.substr(0, 12) +
                    ") is not what " + path.filename().u8string() + " describes (" +
                    spec.artifact.file + ", sha256 " + first_characters(spec.artifact.sha256, 12) +

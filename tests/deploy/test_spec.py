@@ -279,3 +279,9 @@ def test_normalizing_at_the_ends():
 def test_normalizing_clips_what_rounding_left_outside(score):
     for limit in (0.0, 0.4, 1.0):
         assert 0 <= Threshold(limit, 0.5, "test").normalized(score) <= 1
+
+
+def test_an_engine_and_the_onnx_file_it_was_built_from_have_specs_of_their_own(tmp_path):
+    assert spec_path(tmp_path / "cable-fp16.onnx").name == "cable-fp16.json"
+    assert spec_path(tmp_path / "cable-fp16.engine").name == "cable-fp16.engine.json"
+    assert spec_path(spec_path(tmp_path / "x.engine")).name == "x.engine.json"
