@@ -72,9 +72,9 @@ def test_hostile_artifacts_are_refused_without_a_bad_access(address, tmp_path):
     raw = [random.bytes(int(size)) for size in random.integers(1, 3000, 60)]
     for i, content in enumerate([*(text.encode() for text in texts), *raw]):
         shutil.copy(tmp_path / "tiny.engine", folder / f"{i}.engine")
-        (folder / f"{i}.json").write_bytes(content)
+        (folder / f"{i}.engine.json").write_bytes(content)
     (folder / "other.engine").write_bytes(b"no engine")
-    (folder / "other.json").write_text(text)
+    (folder / "other.engine.json").write_text(text)
     (folder / "alone.engine").write_bytes(b"no spec")
     refused, opened = map(int, run(address, "hostile", folder).stdout.split())
     assert refused > 300

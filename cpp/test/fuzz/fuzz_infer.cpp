@@ -172,7 +172,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
         static_cast<char>(fuzz.ConsumeIntegral<std::uint8_t>());
   const std::string path = (where / "f.engine").string();
   write(path, engine);
-  write(where / "f.json", spec);
+  write(where / "f.engine.json", spec);
   destseg_predictor *predictor = nullptr;
   if (destseg_open(path.c_str(), nullptr, &predictor) == DESTSEG_OK) use(fuzz, predictor);
   if (std::string(destseg_last_error()).find('\n') != std::string::npos) std::abort();
