@@ -144,8 +144,8 @@ DESTSEG_API const char *destseg_backends(void) DESTSEG_NOEXCEPT;
  * same subroutine VI, or call this library in the UI thread. */
 DESTSEG_API const char *destseg_last_error(void) DESTSEG_NOEXCEPT;
 
-/* Open an artifact, with its .json beside it (a.json for a.onnx, a.engine.json for a.engine). The spec is validated before the
- * artifact is touched, and the artifact's SHA-256 compared before a back end reads it.
+/* Open an artifact, with its .json beside it (a.json for a.onnx, a.engine.json for a.engine). The
+ * spec is validated before the artifact is touched, and the artifact's SHA-256 compared before a back end reads it.
  *
  *   path       .onnx or .engine
  *   options    NULL for the defaults
