@@ -15,10 +15,11 @@ from typing import Any
 
 import onnx
 
+from destseg_deploy.errors import ExportError
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec
 from destseg_export.architecture import unmatched_weights, weight_shapes
-from destseg_export.engine_build import BuildOptions, Graph, serialize
+from destseg_export.engine_build import BuildOptions, Graph, check_options, serialize
 from destseg_export.engine_site import AHEAD, Site, open_site
 from destseg_export.half import to_half
 from destseg_export.layer_precision import check_precision, count_in_network
@@ -51,11 +52,11 @@ def study_builds(
         ``builder``, ``batch``, and ``rows``, one for each build: ``input``, ``precision``,
         ``targets``, ``onnx_bytes``, ``engine_bytes``, ``parse_seconds``, ``build_seconds``,
         ``convolutions``, ``half_convolutions``, ``weights`` and ``unmatched_weights``, those that
-        a refit could not name.
+        a refit could not name. A build that is refused has ``refused`` with the reason instead.
 
     Raises:
         BackendError: If TensorRT-RTX is not there.
-        ExportError: If a graph does not build.
+        ExportError: If a target is not one of its own.
     """
     model, trained = load_checkpoint(checkpoint)
     sizes, precisions = sizes or SIZES, precisions or PRECISIONS
@@ -74,7 +75,7 @@ def study_builds(
                 with write_graph(traced[opset], spec, precision) as (path, written):
                     for group in groups:
                         report(len(rows), total, f"{precision} for {', '.join(group)}")
-                        rows.append(measure_build(path, written, replace(site, targets=group)))
+                        rows.append(_row(path, written, replace(site, targets=group)))
     report(total, total, "")
     return {"builder": site.title, "batch": str(BATCH), "rows": rows}
 
@@ -94,8 +95,21 @@ def write_graph(
         yield path, replace(spec, precision=precision, artifact=FileRecord.of(path))
 
 
+def _row(path: Path, spec: ModelSpec, site: Site) -> dict[str, Any]:
+    try:
+        return measure_build(path, spec, site)
+    except ExportError as error:
+        head = {"input": list(spec.size), "precision": spec.precision}
+        return {**head, "targets": list(site.targets), "refused": str(error)}
+
+
 def measure_build(path: Path, spec: ModelSpec, site: Site) -> dict[str, Any]:
-    """Parse and build one graph; see ``study_builds``."""
+    """Parse and build one graph; see ``study_builds``.
+
+    Raises:
+        ExportError: If it does not build.
+    """
+    check_options(spec, site, BuildOptions())
     graph = Graph(site, path)
     found = count_in_network(site.library, graph.network, spec.precision)
     check_precision(found, spec.precision, path.name)

@@ -24,6 +24,8 @@ from destseg_export.timing_cache import load_timing_cache, save_timing_cache
 
 LARGEST_TOP_K = 3840
 """TensorRT's limit of TopK."""
+WITHOUT_BF16 = ("sm_70", "sm_75")
+"""Compute capabilities of Volta and Turing, which TensorRT-RTX refuses late and in other words."""
 
 Report = Callable[[str], None]
 
@@ -101,6 +103,11 @@ def check_options(spec: ModelSpec, site: Site, options: BuildOptions) -> None:
             f"{spec.artifact.file}: the score is the mean of the {spec.output.top_k} largest "
             f"pixels, TensorRT takes {LARGEST_TOP_K} at most. Train with a smaller T or a smaller "
             "network size, or use ONNX Runtime."
+        )
+    if spec.precision == "bf16" and (turing := sorted(set(site.targets) & set(WITHOUT_BF16))):
+        raise ExportError(
+            f"{spec.artifact.file}: bf16, and GPUs of {', '.join(turing)} have none. Use "
+            "--precision fp16, or leave that target out."
         )
     if site.builder != AHEAD:
         return

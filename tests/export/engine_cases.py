@@ -95,11 +95,6 @@ def frames(images, trained, size):
     return list(noise), "frames of noise"
 
 
-def side_by_side(artifact):
-    """The rule by which ``x.onnx`` and ``x.engine`` have specs of their own in one folder."""
-    return artifact.with_suffix(".engine.json" if artifact.suffix == ".engine" else ".json")
-
-
 class GpuMachine:
     """A GPU and a TensorRT, both fake; ``answers`` is the runtime that opens an engine."""
 

@@ -72,6 +72,17 @@ def test_the_command_writes_the_rows_with_what_they_were_measured_on(
     assert line.split()[-1] == "2/2"
 
 
+def test_a_build_that_is_refused_is_a_row_too(traced, checkpoint, monkeypatch):
+    monkeypatch.setattr(build_study, "SIZES", (None,))
+    monkeypatch.setattr(build_study, "PRECISIONS", ("bf16",))
+    result = build_study.study_builds(checkpoint, ["sm75"])
+    (row,) = result["rows"]
+    assert "GPUs of sm_75 have none" in row["refused"]
+    done = CliRunner().invoke(export, ["study-builds", str(checkpoint), "--target", "sm75"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == f"64x64      bf16      sm_75 refused: {row['refused']}"
+
+
 def test_a_target_that_cannot_be_read_is_misuse(checkpoint):
     done = CliRunner().invoke(export, ["study-builds", str(checkpoint), "--target", "ampere"])
     assert done.exit_code == 2

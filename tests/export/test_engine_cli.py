@@ -11,17 +11,16 @@ pytest.importorskip("onnxruntime")
 
 from click.testing import CliRunner, Result
 
-from destseg_deploy import spec as spec_module
 from destseg_deploy.errors import BackendError
-from destseg_deploy.spec import ModelSpec, spec_path
+from destseg_deploy.spec import FileRecord, ModelSpec, spec_path
 from destseg_export import refit as refitting
-from destseg_export import to_engine, to_onnx, whole_way
+from destseg_export import to_onnx, whole_way
 from destseg_export.cli import export, telling
 from destseg_export.cli.telling import BuildBar
 from destseg_export.engine_parity import Limits
 from destseg_export.to_engine import build_engine
 from destseg_export.whole_way import EngineChoice
-from tests.export.engine_cases import GpuMachine, side_by_side, write_model
+from tests.export.engine_cases import GpuMachine, write_model
 from tests.unchanged import unchanged
 
 
@@ -31,8 +30,6 @@ def _run(*words: object) -> Result:
 
 @pytest.fixture
 def machine(monkeypatch) -> GpuMachine:
-    for module in (spec_module, to_engine):
-        monkeypatch.setattr(module, "spec_path", side_by_side)
     return GpuMachine(monkeypatch)
 
 
@@ -202,7 +199,7 @@ def _rtx_file(path: Path) -> None:
 def test_inspect_adds_what_a_raw_rtx_engine_says(engine):
     _rtx_file(engine)
     spec = ModelSpec.read(engine)
-    fitting = replace(spec, artifact=spec_module.FileRecord.of(engine))
+    fitting = replace(spec, artifact=FileRecord.of(engine))
     fitting.write(engine)
     line = "header      TensorRT-RTX 1.7.1.116 for sm_86, sm_89"
     assert line in _run("inspect", engine).stdout.splitlines()

@@ -203,6 +203,16 @@ def test_a_score_of_too_many_pixels_is_refused_before_a_build(machine, tmp_path,
     assert machine.library.configs == []
 
 
+def test_bf16_is_refused_for_gpus_without_it(machine, tmp_path, engine):
+    model = write_model(tmp_path / "model", "bf16", graph=tiny_graph(half=True))
+    machine.device.sm = "sm_75"
+    with unchanged(tmp_path), pytest.raises(ExportError, match="bf16, and GPUs of sm_75 have none"):
+        build_engine(model, engine)
+    machine.device.sm = "sm_80"  # goes on, and finds that the graph is fp16
+    with pytest.raises(ExportError, match="says bf16, but only 0 of 2"):
+        build_engine(model, engine)
+
+
 def test_an_operator_tensorrt_lacks_is_named(machine, tmp_path, engine):
     model = write_model(tmp_path / "model", graph=tiny_graph(half=True, extra="NonZero"))
     with unchanged(tmp_path), pytest.raises(ExportError) as refusal:

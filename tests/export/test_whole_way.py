@@ -2,13 +2,12 @@
 
 import pytest
 
-from destseg_deploy import spec as spec_module
 from destseg_deploy.errors import BackendError, ExportError, ParityError
 from destseg_deploy.spec import BatchRange, ModelSpec
 from destseg_export import to_engine, to_onnx, whole_way
 from destseg_export.verify import Budget
 from destseg_export.whole_way import EngineChoice, Limits, Made, Skipped, export_all
-from tests.export.engine_cases import GpuMachine, side_by_side, write_model
+from tests.export.engine_cases import GpuMachine, write_model
 
 
 @pytest.fixture
@@ -26,8 +25,6 @@ def exported(tmp_path, monkeypatch) -> list[tuple]:
 
 @pytest.fixture
 def here(monkeypatch) -> GpuMachine:
-    for module in (spec_module, to_engine):
-        monkeypatch.setattr(module, "spec_path", side_by_side)
     return GpuMachine(monkeypatch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,9 +42,14 @@ def study_builds(checkpoint: Path, wanted: tuple[str, ...], output: Path | None)
     click.echo(f"{result['builder']}, batch {result['batch']}")
     click.echo(ROW.format(*HEADS))
     for row in result["rows"]:
-        megabytes = (f"{row[name] / 1e6:.1f}" for name in ("onnx_bytes", "engine_bytes"))
-        seconds = (f"{row[name]:.2f}" for name in ("parse_seconds", "build_seconds"))
-        size = "{}x{}".format(*row["input"])
-        half = f"{row['half_convolutions']}/{row['convolutions']}"
-        names = ",".join(row["targets"])
-        click.echo(ROW.format(size, row["precision"], names, *seconds, *megabytes, half))
+        click.echo(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    head = ("{}x{}".format(*row["input"]), row["precision"], ",".join(row["targets"]))
+    if "refused" in row:
+        return f"{ROW.format(*head, *[''] * 5).rstrip()} refused: {row['refused']}"
+    megabytes = (f"{row[name] / 1e6:.1f}" for name in ("onnx_bytes", "engine_bytes"))
+    seconds = (f"{row[name]:.2f}" for name in ("parse_seconds", "build_seconds"))
+    half = f"{row['half_convolutions']}/{row['convolutions']}"
+    return ROW.format(*head, *seconds, *megabytes, half)
