@@ -22,6 +22,7 @@ from destseg_deploy.errors import (
 )
 from destseg_deploy.predictor import EngineOptions, Predictor, load
 from destseg_deploy.runtime.base import Prediction, Runtime
+from destseg_deploy.runtime.cpu_options import OpenVinoOptions, OrtCpuOptions
 from destseg_deploy.spec import ModelSpec, Threshold
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "ExportError",
     "MetricError",
     "ModelSpec",
+    "OpenVinoOptions",
+    "OrtCpuOptions",
     "ParityError",
     "Prediction",
     "Predictor",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import BackendError, ShapeError, SpecError
 from destseg_deploy.runtime.base import Prediction, Runtime
+from destseg_deploy.runtime.cpu_options import OpenVinoOptions, OrtCpuOptions
 from destseg_deploy.spec import ModelSpec, Threshold
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pckl", ".pth")
@@ -214,37 +215,43 @@ def load(
     device: str | None = None,
     threads: int = 0,
     engine: EngineOptions | None = None,
+    ort_cpu: OrtCpuOptions | None = None,
+    openvino: OpenVinoOptions | None = None,
 ) -> Predictor:
-    """Open an artifact with the back end its suffix names.
+    """Open an artifact with the back end its suffix, and for ``.onnx`` the device, names.
 
     Args:
-        path: ``.onnx`` (ONNX Runtime), ``.engine`` (TensorRT) or ``.safetensors`` (PyTorch), its
-            ``.json`` beside it.
-        device: ``cpu``, ``cuda`` or ``cuda:<index>``; for ``.onnx`` also ``tensorrt`` or
-            ``tensorrt:<index>``, ONNX Runtime's TensorRT provider. The CPU unless given, and a GPU
-            for an engine. What was asked for runs, or an error is raised; nothing falls back
-            silently.
-        threads: Threads within an operator, for ONNX Runtime; 0 leaves the choice to it.
+        path: ``.onnx`` (ONNX Runtime or OpenVINO), ``.engine`` (TensorRT) or ``.safetensors``
+            (PyTorch), its ``.json`` beside it.
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``; for ``.onnx`` also ``openvino``, the CPU by
+            way of OpenVINO, and ``tensorrt`` or ``tensorrt:<index>``, ONNX Runtime's TensorRT
+            provider. The CPU unless given, and a GPU for an engine. What was asked for runs, or an
+            error is raised; nothing falls back silently.
+        threads: CPU threads of ONNX Runtime or OpenVINO; 0 leaves the choice to it.
         engine: How an engine is run; for ``.engine`` only.
+        ort_cpu: How ONNX Runtime uses the CPU; for ``.onnx`` on device ``cpu`` only.
+        openvino: How OpenVINO runs the graph; for device ``openvino`` only.
 
     Raises:
         SpecError: If the spec is missing, was written for another file, or an engine was built for
             another GPU or TensorRT.
         WeightsError: If a checkpoint is damaged.
-        BackendError: If the back end or device is not there, or the file is of no known kind.
+        BackendError: If the back end or device is not there, an option is out of range or belongs
+            to another back end, or the file is of no known kind.
     """
     path = Path(path)
     if not path.is_file():
         raise BackendError(f"{path}: no such file. Expected a {KNOWN} artifact.")
     _check_device(device, path)
+    _check_options(path, device, engine, ort_cpu, openvino)
     if path.suffix == ".engine":
         return Predictor(_open_engine(path, device or "cuda", engine or EngineOptions()))
-    if engine is not None:
-        raise BackendError(f"{path}: engine options were given, but it is no .engine.")
+    if path.suffix == ".onnx" and device == "openvino":
+        return Predictor(_open_openvino(path, threads, openvino or OpenVinoOptions()))
     if path.suffix == ".onnx":
         from destseg_deploy.runtime.ort import OrtRuntime
 
-        return Predictor(OrtRuntime(path, device or "cpu", threads=threads))
+        return Predictor(OrtRuntime(path, device or "cpu", threads=threads, cpu=ort_cpu))
     if path.suffix in CHECKPOINT_SUFFIXES:
         return Predictor(_open_checkpoint(path, device or "cpu"))
     raise BackendError(f"{path}: unknown kind of artifact. Expected {KNOWN}.")
@@ -253,16 +260,59 @@ def load(
 def _check_device(device: str | None, path: Path) -> None:
     if device is None:
         return
-    if not re.fullmatch(r"cpu|(cuda|tensorrt)(:\d+)?", device):
+    if not re.fullmatch(r"cpu|openvino|(cuda|tensorrt)(:\d+)?", device):
         raise BackendError(
-            f"device {device!r}: expected cpu, cuda or cuda:<index>, or tensorrt[:<index>] for "
-            ".onnx."
+            f"device {device!r}: expected cpu, cuda or cuda:<index>, or tensorrt[:<index>] or "
+            "openvino for .onnx."
         )
-    if device.startswith("tensorrt") and path.suffix != ".onnx":
+    if path.suffix == ".onnx":
+        return
+    if device.startswith("tensorrt"):
         raise BackendError(
             f"device {device!r}: is ONNX Runtime's and runs .onnx only; {path.name} is none. Pass "
             "'cuda'."
         )
+    if device == "openvino":
+        raise BackendError(
+            f"device 'openvino': runs .onnx only; {path.name} is none. Load the .onnx that was "
+            "exported from the same checkpoint."
+        )
+
+
+def _check_options(
+    path: Path,
+    device: str | None,
+    engine: EngineOptions | None,
+    ort_cpu: OrtCpuOptions | None,
+    openvino: OpenVinoOptions | None,
+) -> None:
+    """Refuse options that nothing would read."""
+    if engine is not None and path.suffix != ".engine":
+        raise BackendError(f"{path}: engine options were given, but it is no .engine. Drop them.")
+    if ort_cpu is not None and (path.suffix != ".onnx" or device not in (None, "cpu")):
+        raise BackendError(
+            f"{path}: ort_cpu options were given, but they are for .onnx on device 'cpu'. Drop "
+            "them."
+        )
+    if openvino is not None and device != "openvino":
+        raise BackendError(
+            f"{path}: openvino options were given, but the device is {device or 'cpu'!r}. Pass "
+            "device 'openvino', or drop them."
+        )
+
+
+def _open_openvino(path: Path, threads: int, options: OpenVinoOptions) -> Runtime:
+    from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
+
+    return OpenVinoRuntime(
+        path,
+        threads=threads,
+        streams=options.streams,
+        hint=options.hint,
+        precision=options.precision,
+        pinning=options.pinning,
+        cache=options.cache,
+    )
 
 
 def _open_engine(path: Path, device: str, options: EngineOptions) -> Runtime:

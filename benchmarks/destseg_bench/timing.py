@@ -25,6 +25,8 @@ class Timing:
     Attributes:
         count: Calls that were timed.
         median: Half of them took at most this long.
+        q1: A quarter did.
+        q3: Three quarters did.
         p90: Nine of ten did.
         p99: 99 of 100 did; the longest when there are fewer than 100.
         lowest: The fastest.
@@ -32,6 +34,8 @@ class Timing:
 
     count: int
     median: float
+    q1: float
+    q3: float
     p90: float
     p99: float
     lowest: float
@@ -85,10 +89,13 @@ def _turn(names: Sequence[str], number: int) -> list[str]:
 def summarize_timing(seconds: Sequence[float]) -> Timing:
     """Return median and spread, in milliseconds."""
     milliseconds = np.asarray(seconds, np.float64) * 1e3
+    q1, median, q3 = np.percentile(milliseconds, [25, 50, 75])
     p90, p99 = np.percentile(milliseconds, [90, 99], method="higher")
     return Timing(
         count=len(milliseconds),
-        median=float(np.median(milliseconds)),
+        median=float(median),
+        q1=float(q1),
+        q3=float(q3),
         p90=float(p90),
         p99=float(p99),
         lowest=float(milliseconds.min()),

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from destseg_deploy.cli.options import ARTIFACT, DATA, DEVICE, FOLDER, THREADS, VERSION
+from destseg_deploy.cli.options import (
+    ARTIFACT,
+    DATA,
+    DEVICE,
+    FOLDER,
+    OPENVINO_PRECISION,
+    THREADS,
+    VERSION,
+    openvino_options,
+)
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.errors import MetricError
 from destseg_deploy.predictor import load
@@ -53,6 +62,7 @@ def _known_ts(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     "20,50,100,200 for the paper's Table S1.",
 )
 @DEVICE
+@OPENVINO_PRECISION
 @THREADS
 @click.option("--batch-size", type=int, help="Images per call.  [default: the artifact's optimum]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -64,6 +74,7 @@ def evaluate(
     output: Path | None,
     ts: tuple[int, ...],
     device: str | None,
+    openvino_precision: str | None,
     threads: int,
     batch_size: int | None,
     as_json: bool,
@@ -76,7 +87,8 @@ def evaluate(
     from destseg_deploy.data.mvtec import find_category
     from destseg_deploy.evaluation_report import evaluate_category
 
-    with load(artifact, device=device, threads=threads) as predictor:
+    openvino = openvino_options(openvino_precision)
+    with load(artifact, device=device, threads=threads, openvino=openvino) as predictor:
         folder = find_category(data, category or predictor.spec.category)
         with progress("scoring") as advance:
             report = evaluate_category(

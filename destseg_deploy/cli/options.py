@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from destseg_deploy.runtime.cpu_options import OpenVinoOptions
 from destseg_deploy.spec import Threshold
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -16,14 +17,21 @@ VERSION = click.version_option(package_name="destseg-deploy")
 DATA = click.option("--data", type=FOLDER, default="data", help="Folder that holds the categories.")
 DEVICE = click.option(
     "--device",
-    metavar="cpu|cuda[:N]|tensorrt[:N]",
-    help="Where to run; tensorrt is ONNX Runtime's.  [default: cpu; for an engine, cuda]",
+    metavar="cpu|openvino|cuda[:N]|tensorrt[:N]",
+    help="Where to run; openvino is a CPU, too, tensorrt is ONNX Runtime's.  [default: cpu; for an "
+    "engine, cuda]",
 )
 THREADS = click.option(
     "--threads",
     type=click.IntRange(0),
     default=0,
-    help="CPU threads of ONNX Runtime; 0: its choice.",
+    help="CPU threads of ONNX Runtime or OpenVINO; 0: its choice.",
+)
+OPENVINO_PRECISION = click.option(
+    "--openvino-precision",
+    type=click.Choice(["fp32", "bf16"]),
+    help="What OpenVINO computes in; bf16 is faster where the CPU has it, and moves the scores.  "
+    "[default: fp32]",
 )
 RATE = click.option(
     "--false-reject-rate",
@@ -38,6 +46,11 @@ def known_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise click.BadParameter(f"{value!r}: expected auto, cpu, cuda or cuda:<index>.")
     return value
+
+
+def openvino_options(precision: str | None) -> OpenVinoOptions | None:
+    """Return the options that ``--openvino-precision`` stands for; None leaves the defaults."""
+    return None if precision is None else OpenVinoOptions(precision=precision)
 
 
 def echo_threshold(result: Threshold | None, artifact: Path) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from destseg_deploy.cli.options import ARTIFACT, DEVICE, FOLDER, THREADS, VERSION
+from destseg_deploy.cli.options import (
+    ARTIFACT,
+    DEVICE,
+    FOLDER,
+    OPENVINO_PRECISION,
+    THREADS,
+    VERSION,
+    openvino_options,
+)
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.predictor import load
 
@@ -28,6 +36,7 @@ from destseg_deploy.predictor import load
 )
 @click.option("--overlays/--no-overlays", default=True, help="Write a picture for each image.")
 @DEVICE
+@OPENVINO_PRECISION
 @THREADS
 @click.option("--batch-size", type=int, help="Images per call.  [default: the artifact's optimum]")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
@@ -39,6 +48,7 @@ def predict(
     table: str,
     overlays: bool,
     device: str | None,
+    openvino_precision: str | None,
     threads: int,
     batch_size: int | None,
     as_json: bool,
@@ -53,8 +63,9 @@ def predict(
     from destseg_deploy.prediction import predict_files
 
     paths = expand(images)
+    openvino = openvino_options(openvino_precision)
     with (
-        load(artifact, device=device, threads=threads) as predictor,
+        load(artifact, device=device, threads=threads, openvino=openvino) as predictor,
         progress("predicting") as advance,
     ):
         rows = predict_files(

@@ -27,6 +27,14 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     return found
 
 
+def counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the numbers of ``1,8``, each at least 1, or refuse them as a usage error."""
+    found = numbers(ctx, param, value)
+    if not found or min(found) < 1:
+        raise click.BadParameter(f"{value!r}: expected numbers of at least 1, such as 1,8.")
+    return found
+
+
 def _steps(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None

@@ -1,12 +1,15 @@
 """OpenVINO back end: runs ``.onnx`` on a CPU, and on Intel's GPUs, as it was exported.
 
 OpenVINO picks bfloat16 by itself on CPUs that have it, which moves scores by up to a few
-hundredths. Here a graph runs in float32 unless ``precision`` asks for another.
+hundredths. Here a graph runs in float32 unless ``precision`` asks for another. On a CPU whose INT8
+sums would be wrong, the INT8 layers of an artifact run in float32, too; see ``int8_kernels``.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
+from destseg_deploy.runtime.int8_kernels import AS_FLOAT, openvino_saturates, warn_of_scheme
 from destseg_deploy.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -44,6 +50,7 @@ class OpenVinoRuntime:
         streams: int = 0,
         hint: str = "latency",
         precision: str = "fp32",
+        pinning: bool | None = None,
         cache: Path | None = None,
     ) -> None:
         """Open an artifact after checking it against its spec, and compile it.
@@ -58,7 +65,9 @@ class OpenVinoRuntime:
             precision: ``fp32``, or ``bf16`` where the CPU computes in it: about twice as fast, with
                 differences of up to a few hundredths. Layers that the artifact holds in INT8 run in
                 INT8 either way.
-            cache: Folder for compiled models, made if missing; the next start is faster.
+            pinning: Whether a CPU's threads stay on their cores; OpenVINO's choice unless given.
+            cache: Folder for compiled models, made if missing; the next start is faster. Each is
+                as large as the artifact, and is taken as it is found there, without a hash.
 
         Raises:
             SpecError: If the spec is missing or was written for another file.
@@ -73,15 +82,18 @@ class OpenVinoRuntime:
             )
         self.spec.check_artifact(path)
         self.precision = precision
-        core = _open_core(path, DEVICES[device], precision, cache)
+        openvino = _import(path)
+        core = _open_core(openvino, DEVICES[device], precision)
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": HINTS[hint],
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+            **({"NUM_STREAMS": str(streams)} if streams else {}),
+            **({} if pinning is None else {"ENABLE_CPU_PINNING": pinning}),
+            **({} if device != "cpu" else _int8_config(openvino, core, self.spec)),
         }
-        if threads:
-            config["INFERENCE_NUM_THREADS"] = threads
-        if streams:
-            config["NUM_STREAMS"] = str(streams)
+        if cache is not None:
+            config["CACHE_DIR"] = _cache_folder(cache, self.spec)
         compiled = _compile(core, path, DEVICES[device], config)
         self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free: queue.SimpleQueue[Any] | None = queue.SimpleQueue()
@@ -124,14 +136,18 @@ def _check_options(device: str, threads: int, streams: int, hint: str, precision
             raise BackendError(f"{name}: {number}, expected 0 or more.")
 
 
-def _open_core(path: Path, device: str, precision: str, cache: Path | None) -> Any:
+def _import(path: Path) -> Any:
     try:
         import openvino
     except ImportError as error:
         raise BackendError(
             f"{path}: OpenVINO is not installed. pip install 'destseg-deploy[openvino]', or open "
-            "it with ONNX Runtime."
+            "it with ONNX Runtime, device 'cpu'."
         ) from error
+    return openvino
+
+
+def _open_core(openvino: Any, device: str, precision: str) -> Any:
     core = openvino.Core()
     there = core.available_devices
     if not any(name.split(".")[0] == device for name in there):
@@ -143,10 +159,41 @@ def _open_core(path: Path, device: str, precision: str, cache: Path | None) -> A
         raise BackendError(
             "precision 'bf16': this CPU does not compute in it. Use 'fp32', or an INT8 artifact."
         )
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        core.set_property({"CACHE_DIR": str(cache)})
     return core
+
+
+def _int8_config(openvino: Any, core: Any, spec: ModelSpec) -> dict[str, Any]:
+    """Return what keeps the answers of an INT8 artifact right on this CPU."""
+    if spec.precision != "int8":
+        return {}
+    warn_of_scheme(spec)
+    if not openvino_saturates(openvino, core):
+        return {}
+    logger.warning(
+        "%s: this CPU has no VNNI, without which OpenVINO's INT8 sums stop at 16 bit; its INT8 "
+        "layers run in float32. Device 'cpu', ONNX Runtime, runs them in exact INT8.",
+        spec.artifact.file,
+    )
+    return {AS_FLOAT: "NO"}
+
+
+def _cache_folder(cache: Path, spec: ModelSpec) -> str:
+    """Make a folder of the artifact's own.
+
+    OpenVINO tells artifacts apart by name, size and time alone, and leaves the cache out without a
+    word where it cannot write.
+    """
+    folder = cache / spec.artifact.sha256[:12]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: compiled models cannot be kept there ({error.strerror}). Pass a folder "
+            "that can be written, cache=Path(...)."
+        ) from error
+    return str(folder)
 
 
 def _compile(core: Any, path: Path, device: str, config: dict[str, Any]) -> Any:

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError, DestsegError
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
+from destseg_deploy.runtime.cpu_options import OrtCpuOptions
 from destseg_deploy.runtime.ort_arrays import GpuArrays
 from destseg_deploy.runtime.ort_binding import Bindings, CudaGraphs, LanePool
+from destseg_deploy.runtime.ort_cpu import session_settings
 from destseg_deploy.runtime.ort_options import (
     OrtOptions,
     Place,
@@ -59,6 +61,7 @@ class OrtRuntime:
         cuda_graph: bool = False,
         tf32: bool = False,
         cache: Path | None = None,
+        cpu: OrtCpuOptions | None = None,
     ) -> None:
         """Open an artifact after checking it against its spec.
 
@@ -72,6 +75,7 @@ class OrtRuntime:
                 Calls then run one after the other, and each thread records graphs of its own.
             tf32: Let a GPU round float32 factors to TF32: faster, and the scores move.
             cache: Folder for TensorRT's engines; ``.trt-cache`` beside the artifact unless given.
+            cpu: How the CPU's cores and memory are used; for device ``cpu`` only.
 
         Raises:
             SpecError: If the spec is missing or was written for another file.
@@ -86,7 +90,7 @@ class OrtRuntime:
         self.spec.check_artifact(path)
         self._place = Place.parse(device)
         ort = _import(path)
-        options = OrtOptions(threads, cuda_graph, tf32, cache)
+        options = OrtOptions(threads, cuda_graph, tf32, cache, cpu)
         self._session: Any = _open(ort, path, self.spec, self._place, options)
         self.placement = count_nodes(placed_nodes(self._session))
         self._bindings = Bindings(ort, self._session, self.spec, self._place)
@@ -208,4 +212,5 @@ def _open(ort: Any, path: Path, spec: ModelSpec, place: Place, options: OrtOptio
     if place.kind == "tensorrt":
         cache = engine_cache(path, spec, options, ort.__version__)
     providers = provider_options(place, spec, options, cache)
-    return open_session(ort, path, place, providers, options.threads)
+    settings = session_settings(ort, place, spec, options)
+    return open_session(ort, path, place, providers, settings)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from destseg_deploy.errors import BackendError
+from destseg_deploy.runtime.cpu_options import OrtCpuOptions
 from destseg_deploy.spec import ModelSpec
 
 CPU, CUDA, TENSORRT = (
@@ -86,12 +87,14 @@ class OrtOptions:
         cuda_graph: Record a CUDA graph for each batch size and replay it.
         tf32: Let a GPU round float32 factors to TF32.
         cache: Folder for TensorRT's engines; ``CACHE`` beside the artifact unless given.
+        cpu: How the CPU is used, where the graph runs there; defaults unless given.
     """
 
     threads: int = 0
     cuda_graph: bool = False
     tf32: bool = False
     cache: Path | None = None
+    cpu: OrtCpuOptions | None = None
 
 
 def check_options(

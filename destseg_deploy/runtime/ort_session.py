@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from destseg_deploy.errors import BackendError
+from destseg_deploy.runtime.ort_cpu import SessionSettings
 from destseg_deploy.runtime.ort_options import CPU, Place, Providers
 
 RECORD = "session.record_ep_graph_assignment_info"
@@ -57,7 +58,9 @@ def check_available(ort: Any, place: Place) -> None:
         )
 
 
-def open_session(ort: Any, path: Path, place: Place, providers: Providers, threads: int) -> Any:
+def open_session(
+    ort: Any, path: Path, place: Place, providers: Providers, settings: SessionSettings
+) -> Any:
     """Open a graph where it was asked for.
 
     Args:
@@ -65,7 +68,7 @@ def open_session(ort: Any, path: Path, place: Place, providers: Providers, threa
         path: The ``.onnx`` file.
         place: Where it must run.
         providers: ``provider_options`` of the place.
-        threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
+        settings: ``session_settings`` of the place.
 
     Raises:
         BackendError: If the provider does not start or leaves work to another, or the file cannot
@@ -73,9 +76,11 @@ def open_session(ort: Any, path: Path, place: Place, providers: Providers, threa
     """
     missing = _preload(ort) if place.kind != "cpu" else ""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
+    options.enable_cpu_mem_arena = settings.arena
     options.log_severity_level = 3
-    options.add_session_config_entry(RECORD, "1")
+    for name, value in {RECORD: "1", **settings.entries}.items():
+        options.add_session_config_entry(name, value)
     try:
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # its errors share no base class

@@ -124,7 +124,7 @@ class Loop:
             factor = rate_factor(self.recipe, phase, step)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            unread.append(self._step(phase, optimizer, batch))
+            unread.append(self.step(phase, optimizer, batch))
             last = step + 1 == phase.stop
             if (step - phase.start) % LOG_EVERY == 0 or last:
                 loss = _read(phase, unread, state)
@@ -134,8 +134,17 @@ class Loop:
                     saved = time.monotonic()
             self.report(Progress(phase.name, step + 1, len(state.losses), loss))
 
-    def _step(self, phase: Phase, optimizer: SGD, batch: Batch) -> Tensor:
-        """Do one step; return its loss, which is not waited for."""
+    def step(self, phase: Phase, optimizer: SGD, batch: Batch) -> Tensor:
+        """Do one step of a phase that ``steps.enter`` has prepared.
+
+        Args:
+            phase: Which network learns.
+            optimizer: That network's.
+            batch: Corrupted images, clean images and masks.
+
+        Returns:
+            The loss, a scalar tensor that is not waited for.
+        """
         image, clean, mask = (part.to(self.device, non_blocking=True) for part in batch)
         image, clean = self._pixels(image), self._pixels(clean)
         with self.precision.autocast():

@@ -31,14 +31,22 @@ OPSETS = {"fp16": 18, "bf16": 22}
 ISLANDS = {
     "pixels": "the resize is exact only with 24 bits, and pixels are normalised once",
     "pool": "a GPU may add a whole plane in the type of its input",
-    "norm": "the sum of squares passes 65504, and epsilon is 0 in half",
-    "product": "products of unit vectors are small, and are interpolated once more",
-    "logit": "the last step before the sigmoid; half would round all answers to one grid",
+    "norm": "the sum of squares may pass 65504, and epsilon is 0 in half",
+    "product": "unit-length features are rounded once, behind the interpolation, not before",
+    "logit": "half logits put all answers on one grid",
     "sigmoid": "half probabilities near 1 are 4.9e-4 apart",
     "map": "interpolated probabilities would tie on half's grid",
     "score": "a mean of largest values would tie on half's grid",
 }
-"""Part of the graph that stays FP32 -> why."""
+"""Part of the graph that stays FP32 -> why.
+
+What the gate sees without each (fp16, emulated): ``norm``, a wrong map (by 0.44 on a model trained
+on magnetic_tile; on screw the sum of squares is 1.9e4, and 1.9 times the student's scale would be
+enough). ``pixels``, four times the mean error with a resize in the graph. ``sigmoid``, ``map`` and
+``score``, answers on a coarse grid. Three cannot be seen, and cost a cast or two each: ``pool``,
+since the emulation adds in float32 (in half the sum of 8.9e3 on magnetic_tile would have steps of
+8); ``logit``, whose rounding is below that of the convolutions; ``product``, which changed no error
+on the two networks by more than 4 %."""
 
 
 @dataclass(frozen=True)

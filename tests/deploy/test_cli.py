@@ -29,6 +29,7 @@ from destseg_deploy.cli.sample import sample
 from destseg_deploy.cli.threshold import threshold
 from destseg_deploy.cli.train import train
 from destseg_deploy.predictor import load
+from destseg_deploy.runtime.cpu_options import OpenVinoOptions
 from destseg_deploy.spec import FileRecord, ModelSpec, spec_path
 from destseg_export.cli import export, inspect
 from tests.unchanged import unchanged
@@ -383,7 +384,48 @@ def test_device_and_threads_reach_the_runtime(shop, tmp_path, monkeypatch):
     ):
         stopped = _run(*call, *options).exception
         assert isinstance(stopped, Stop)
-        assert stopped.args == (shop.onnx, {"device": "cuda:1", "threads": 3})
+        assert stopped.args == (shop.onnx, {"device": "cuda:1", "threads": 3, "openvino": None})
+        stopped = _run(*call, "--device", "openvino", "--openvino-precision", "bf16").exception
+        openvino = OpenVinoOptions(precision="bf16")
+        assert stopped.args == (
+            shop.onnx,
+            {"device": "openvino", "threads": 0, "openvino": openvino},
+        )
+
+
+def test_openvino_serves_every_command(shop, artifact, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(judging, "load", partial(load, threads=1))
+    good = shop.category / "test/good"
+    printed = {}
+    for device in ("cpu", "openvino"):
+        where = ("--device", device)
+        scored = _done("predict", artifact, good, "--output", tmp_path / device, *where, *QUIET)
+        measured = _done("evaluate", artifact, "--data", shop.data, *where, *QUIET, "--json")
+        _done("threshold", artifact, "--normal", good, "--false-reject-rate", 0.25, *where)
+        limit = ModelSpec.read(artifact).threshold.score
+        printed[device] = scored.stdout, json.loads(measured.stdout), limit
+    (cpu_rows, cpu, cpu_limit), (rows, found, limit) = printed.values()
+    scores, expected = ([float(r.split()[0]) for r in t.splitlines()] for t in (rows, cpu_rows))
+    np.testing.assert_allclose(scores, expected, atol=2e-4)
+    assert found["pixel"]["auroc"] == pytest.approx(cpu["pixel"]["auroc"], abs=2e-3)
+    assert limit == pytest.approx(cpu_limit, abs=1e-4)
+
+
+def test_options_of_openvino_need_it(shop, tmp_path):
+    with unchanged(tmp_path):
+        for call in (
+            ("evaluate", shop.onnx, "--data", shop.data),
+            ("predict", shop.onnx, shop.category / "test/good", "--output", tmp_path / "out"),
+        ):
+            line = _refused(*call, "--openvino-precision", "fp32")
+            assert "openvino options were given, but the device is 'cpu'" in line
+            _misused(*call, "--device", "openvino", "--openvino-precision", "fp16")
+
+
+def test_openvino_runs_no_checkpoint(shop):
+    line = _refused("evaluate", shop.checkpoint, "--data", shop.data, "--device", "openvino")
+    assert "device 'openvino': runs .onnx only" in line
 
 
 # --- wrong images

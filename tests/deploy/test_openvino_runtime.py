@@ -1,5 +1,6 @@
 """OpenVINO keeps the runtime contract, in the precision that was asked for."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -122,6 +123,78 @@ def test_compiled_models_are_kept(onnx_artifact, frames, tmp_path):
         runtime.close()
     assert list(folder.iterdir())
     np.testing.assert_array_equal(answers[0], answers[1])
+
+
+def test_one_cache_serves_artifacts_that_look_alike(onnx_artifact, frames, tmp_path):
+    """Same path, size and time, as after a retraining and a copy that keeps times.
+
+    That is all OpenVINO compares, and it would answer with the first one's model.
+    """
+    onnx = pytest.importorskip("onnx")
+    path, cache = tmp_path / "cable-fp32.onnx", tmp_path / "cache"
+    first = onnx.load(onnx_artifact)
+    other = onnx.ModelProto.FromString(first.SerializeToString())
+    weights = {tensor.name: tensor for tensor in other.graph.initializer}
+    last = [node for node in other.graph.node if node.op_type == "Conv"][-1]
+    largest = weights[last.input[1]]
+    largest.raw_data = (np.frombuffer(largest.raw_data, np.float32) * np.float32(0.25)).tobytes()
+    scores = {}
+    for name, proto in (("first", first), ("other", other)):
+        path.write_bytes(proto.SerializeToString())
+        os.utime(path, (1e9, 1e9))
+        replace(ModelSpec.read(onnx_artifact), artifact=FileRecord.of(path)).write(path)
+        for folder in (None, cache):
+            runtime = OpenVinoRuntime(path, threads=1, cache=folder)
+            scores[name, folder] = runtime.infer(frames).score
+            runtime.close()
+    for name in ("first", "other"):
+        np.testing.assert_allclose(scores[name, cache], scores[name, None], atol=ROUNDING)
+    assert np.abs(scores["first", None] - scores["other", None]).max() > 1e-2, "control"
+
+
+def test_a_cache_that_cannot_be_made_is_refused(onnx_artifact, tmp_path):
+    """OpenVINO itself says nothing and compiles anew at each start."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BackendError, match=r"cannot be kept there \(Not a directory\).*cache="):
+        OpenVinoRuntime(onnx_artifact, cache=tmp_path / "file")
+
+
+@pytest.mark.parametrize("pinning", [None, False, True])
+def test_pinning_reaches_openvino(onnx_artifact, monkeypatch, pinning):
+    """Threads are pinned where the system allows, so what was asked for is looked at."""
+    asked = []
+
+    def stop(core, path, device, config):
+        asked.append(config)
+        raise BackendError("seen")
+
+    monkeypatch.setattr("destseg_deploy.runtime.openvino_runtime._compile", stop)
+    with pytest.raises(BackendError, match="seen"):
+        OpenVinoRuntime(onnx_artifact, threads=2, streams=2, pinning=pinning)
+    wanted = {} if pinning is None else {"ENABLE_CPU_PINNING": pinning}
+    assert asked == [
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": 2,
+            "NUM_STREAMS": "2",
+            **wanted,
+        }
+    ]
+
+
+def test_bf16_is_refused_where_the_cpu_has_none(onnx_artifact, monkeypatch):
+    import openvino
+
+    there = openvino.Core.get_property
+
+    def without(self, device, name):
+        found = there(self, device, name)
+        return [x for x in found if x != "BF16"] if name == "OPTIMIZATION_CAPABILITIES" else found
+
+    monkeypatch.setattr(openvino.Core, "get_property", without)
+    with pytest.raises(BackendError, match=r"precision 'bf16': this CPU does not compute in it"):
+        OpenVinoRuntime(onnx_artifact, precision="bf16")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import BackendError, ShapeError, SpecError
 from destseg_deploy.predictor import EngineOptions, Predictor, load, resize_map
+from destseg_deploy.runtime.cpu_options import OpenVinoOptions, OrtCpuOptions
 from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
 from destseg_deploy.spec import BatchRange, ModelSpec, NetworkSpec, OutputSpec, spec_path
 from destseg_deploy.thresholds import by_hand
@@ -390,6 +391,104 @@ def test_load_gives_tensorrt_of_onnx_runtime_to_onnx_alone(checkpoint, onnx_arti
         load(onnx_artifact, device="tensorrt")
 
 
+# --- load a graph on a CPU
+
+
+def test_openvino_serves_frames_as_onnx_runtime_does(onnx_artifact):
+    """Any number and size, maps of the frames' size, verdicts: the same through both."""
+    pytest.importorskip("openvino")
+    frames = [_frames(1, *size)[0] for size in ((64, 64), (90, 45), (33, 70), (64, 64), (20, 20))]
+    answers = {}
+    for device in (None, "openvino"):
+        with load(onnx_artifact, device=device, threads=1) as predictor:
+            singles = list(predictor.stream(frames, source_maps=True))
+            answers[device] = singles, [bool(predictor.is_anomalous(s)[0]) for s in singles]
+            with pytest.raises(ShapeError, match="expected uint8"):
+                predictor(frames[0] / 255)
+    (wanted, judged), (found, verdicts) = answers[None], answers["openvino"]
+    assert judged == verdicts
+    for a, b in zip(wanted, found, strict=True):
+        assert a.anomaly_map.shape == b.anomaly_map.shape
+        assert np.abs(a.anomaly_map - b.anomaly_map).max() < 1e-4
+        assert np.abs(a.score - b.score).max() < 1e-4
+    scores = np.array([s.score[0] for s in wanted])
+    assert np.abs(scores - np.roll(scores, 1)).max() > 1e-3, "control: frames are told apart"
+
+
+def test_options_reach_openvino(onnx_artifact, monkeypatch, tmp_path):
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def record(*arguments, **options):
+        asked.append((arguments, options))
+        raise Stop
+
+    monkeypatch.setattr("destseg_deploy.runtime.openvino_runtime.OpenVinoRuntime", record)
+    chosen = {"precision": "bf16", "hint": "throughput", "streams": 3, "pinning": False}
+    chosen["cache"] = tmp_path
+    for openvino in (None, OpenVinoOptions(**chosen)):
+        with pytest.raises(Stop):
+            load(onnx_artifact, device="openvino", threads=2, openvino=openvino)
+    plain = {"precision": "fp32", "hint": "latency", "streams": 0, "pinning": None, "cache": None}
+    assert asked == [
+        ((onnx_artifact,), {"threads": 2, **plain}),
+        ((onnx_artifact,), {"threads": 2, **chosen}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "int8"}, "precision 'int8': expected fp32 or bf16"),
+        ({"hint": "fast"}, "hint 'fast': expected latency or throughput"),
+        ({"streams": -1}, "streams: -1, expected 0 or more"),
+    ],
+)
+def test_load_refuses_nonsense_for_openvino(onnx_artifact, options, words):
+    with pytest.raises(BackendError, match=words):
+        load(onnx_artifact, device="openvino", openvino=OpenVinoOptions(**options))
+
+
+def test_load_refuses_threads_below_zero(onnx_artifact):
+    for device in ("cpu", "openvino"):
+        with pytest.raises(BackendError, match="threads: -1, expected 0 or more"):
+            load(onnx_artifact, device=device, threads=-1)
+
+
+def test_options_of_onnx_runtime_reach_it(onnx_artifact):
+    pytest.importorskip("onnxruntime")
+    options = OrtCpuOptions(worker_cores=(10_000,))
+    for device in (None, "cpu"):
+        with pytest.raises(BackendError, match=r"worker_cores \(10000,\): this process may not"):
+            load(onnx_artifact, device=device, ort_cpu=options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "options", "words"),
+    [
+        ("onnx_artifact", "openvino", {"ort_cpu": OrtCpuOptions()}, r"for \.onnx on device 'cpu'"),
+        ("onnx_artifact", "cuda", {"ort_cpu": OrtCpuOptions()}, r"for \.onnx on device 'cpu'"),
+        ("checkpoint", None, {"ort_cpu": OrtCpuOptions()}, r"for \.onnx on device 'cpu'"),
+        ("onnx_artifact", None, {"openvino": OpenVinoOptions()}, "but the device is 'cpu'"),
+        ("onnx_artifact", "cuda:1", {"openvino": OpenVinoOptions()}, "the device is 'cuda:1'"),
+        ("checkpoint", None, {"openvino": OpenVinoOptions()}, "Pass device 'openvino', or drop"),
+        ("checkpoint", "openvino", {}, r"runs \.onnx only; cable\.safetensors is none"),
+        ("onnx_artifact", "openvino:0", {}, "or openvino for .onnx"),
+    ],
+)
+def test_options_of_another_back_end_are_refused(request, kind, device, options, words):
+    with pytest.raises(BackendError, match=words):
+        load(request.getfixturevalue(kind), device=device, **options)
+
+
+def test_openvino_missing_names_the_extra(onnx_artifact, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"pip install 'destseg-deploy\[openvino\]'"):
+        load(onnx_artifact, device="openvino")
+
+
 # --- load an engine
 
 
@@ -436,6 +535,8 @@ def test_an_engine_never_runs_on_a_cpu(bench):
 
     with pytest.raises(BackendError, match=r"device 'cpu': fake\.engine .* runs on a GPU only"):
         load(write_engine(bench.folder), device="cpu")
+    with pytest.raises(BackendError, match=r"device 'openvino': runs \.onnx only; fake\.engine"):
+        load(write_engine(bench.folder), device="openvino")
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "onnx_artifact"])

@@ -26,6 +26,36 @@ def _ort(request):
     return OrtRuntime(request.getfixturevalue("onnx_artifact"))
 
 
+def _loaded(artifact, device):
+    """Open a graph as a user does; one thread, as spinning ones are slow beside other tests."""
+
+    def make(request):
+        pytest.importorskip({"cpu": "onnxruntime"}.get(device, device))
+        from destseg_deploy.predictor import load
+
+        return load(request.getfixturevalue(artifact), device=device, threads=1).runtime
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def fused_artifact(onnx_artifact, tmp_path_factory):
+    """The export after every exact fusion."""
+    from dataclasses import replace
+
+    import onnx
+
+    from destseg_deploy.spec import FileRecord, ModelSpec
+    from destseg_export.fusing import fuse
+
+    path = tmp_path_factory.mktemp("fused") / "cable-fp32.onnx"
+    proto, fusions = fuse(onnx.load(onnx_artifact))
+    assert fusions[-1].macs_after < fusions[0].macs_before, "else it is the plain graph"
+    onnx.save_model(proto, path)
+    replace(ModelSpec.read(onnx_artifact), artifact=FileRecord.of(path)).write(path)
+    return path
+
+
 def _trt(request):
     """TensorRT and the GPU are fakes that compute what FakeRuntime does."""
     from tests.deploy.fake_tensorrt import engine_spec, write_engine
@@ -74,6 +104,9 @@ RUNTIMES = {
     "fake": lambda request: FakeRuntime(fake_spec(64, 64)),
     "pytorch": _pytorch,
     "ort": _ort,
+    "ort, fused": _loaded("fused_artifact", "cpu"),
+    "openvino": _loaded("onnx_artifact", "openvino"),
+    "openvino, fused": _loaded("fused_artifact", "openvino"),
     "trt on fakes": _trt,
     "tensorrt": _real_trt("tensorrt"),
     "tensorrt-rtx": _real_trt("tensorrt-rtx"),

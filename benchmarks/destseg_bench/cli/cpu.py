@@ -63,7 +63,11 @@ def cpu(
     from destseg_bench.cpu_study import judge_setups, start_setups, time_setups
 
     setups = list_setups(checkpoint, plain, fused, int8, compiled=compiled)
-    result: dict[str, Any] = {"environment": describe_environment(), "data": data.name}
+    result: dict[str, Any] = {
+        "kind": "cpu",
+        "environment": describe_environment(),
+        "data": data.name,
+    }
     counts = {1: rounds, batch: batch_rounds}
     with progress("timing") as advance:
         result["latency"] = time_setups(

@@ -10,7 +10,7 @@ import click
 
 from destseg_deploy.atomic import replacing
 from destseg_deploy.cli.options import FILE, FOLDER, THREADS, known_device
-from destseg_deploy.cli.training_options import numbers
+from destseg_deploy.cli.training_options import counts
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.environment import describe_environment
 
@@ -31,7 +31,7 @@ HEADS = ("contender", "batch", "frames", "median", "p90", "p99", "images/s", "fa
     "batches",
     default="1",
     metavar="N[,N...]",
-    callback=numbers,
+    callback=counts,
     help="Images per call; one table for each.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=30, help="Calls that count.")
@@ -92,6 +92,7 @@ def _write(
     complete: bool,
 ) -> None:
     result: dict[str, Any] = {
+        "kind": "latency",
         "environment": environment,
         "device": device,
         "protocol": {**protocol, "order": "interleaved, shifted by one each round"},

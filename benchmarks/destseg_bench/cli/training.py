@@ -76,6 +76,7 @@ def training(
     rows = summarize(measured, replace(recipe, student_steps=1000, segmentation_steps=4000))
     if output is not None:
         result = {
+            "kind": "training",
             "environment": describe_environment(),
             "device": str(bank.device),
             "batch_size": batch_size,

@@ -1,0 +1,251 @@
+"""destseg-bench table-s4, which is also what destseg-bench does without a subcommand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from destseg_bench.result_file import write_result
+from destseg_bench.tables import align
+from destseg_deploy.cli.options import FILE, FOLDER, known_device
+from destseg_deploy.cli.training_options import counts
+from destseg_deploy.console import OneLineErrors, progress
+from destseg_deploy.environment import describe_environment
+
+if TYPE_CHECKING:
+    from destseg_bench.baselines.system import Task
+    from destseg_bench.table_s4 import Protocol
+
+SAMPLE_TRAIN = 224
+"""Normal images of the built-in category: as many as MVTec AD's cable has."""
+
+PROTOCOL = (
+    "contenders take turns, call by call, in an order that shifts by one each round",
+    "ms: from the prepared image on the device to map and score there, batch 1, median",
+    "file to answer: decoding, resizing, both copies and the model",
+    "minutes: steps of the schedule times the median seconds per step; images are decoded "
+    "beforehand, and nothing is evaluated",
+    "on a GPU every stage is waited for; its own events are beside the host's clock",
+)
+
+
+def _weights(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
+    found = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not name or not path:
+            raise click.BadParameter(f"{value!r}: expected NAME=FILE, such as resnet18=r18.pth.")
+        if not Path(path).is_file():
+            raise click.BadParameter(f"{path}: no such file, given for {name}.")
+        found[name] = Path(path)
+    return found
+
+
+WEIGHTS = click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=FILE",
+    callback=_weights,
+    help="Pretrained weights: resnet18, wide_resnet50_2 or vq; repeatable.",
+)
+SYSTEMS = click.option(
+    "--system",
+    "names",
+    multiple=True,
+    help="A system to measure; repeatable.  [default: Table S4's; 'all' adds S5's]",
+)
+OPTIONS = (
+    SYSTEMS,
+    click.option("--category", help="Folder below --data.  [default: a drawn one]"),
+    click.option("--data", type=FOLDER, help="Folder that holds the categories."),
+    click.option("--textures", type=FOLDER, help="Texture images; built-in ones if left out."),
+    WEIGHTS,
+    click.option(
+        "--artifact",
+        "artifacts",
+        type=FILE,
+        multiple=True,
+        help="Checkpoint, .onnx or .engine to time besides; repeatable.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]",
+        callback=known_device,
+        help="Where to run.",
+    ),
+    click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: torch's."),
+    click.option("--tf32", is_flag=True, help="Let a GPU round float32 to TF32, as torch does."),
+    click.option(
+        "--batch", "batches", default="1,8", metavar="N[,N...]", callback=counts, help="Sizes."
+    ),
+    click.option("--rounds", type=click.IntRange(1), default=20, help="Calls that count."),
+    click.option("--warmup", type=click.IntRange(1), default=2, help="Calls before, which do not."),
+    click.option(
+        "--training-rounds", type=click.IntRange(0), default=3, help="Steps per stage; 0: none."
+    ),
+    click.option("--full", is_flag=True, help="Train every system to the end; takes days."),
+    click.option("--quick", is_flag=True, help="Batch 1, few calls, no training; minutes."),
+    click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every choice."),
+    click.option("--output", type=FILE, help="JSON file, written anew after each part."),
+)
+QUICK = {"batches": (1,), "rounds": 4, "warmup": 1, "training_rounds": 0}
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("table-s4", cls=OneLineErrors)
+@_options
+def table_s4(
+    names: tuple[str, ...],
+    artifacts: tuple[Path, ...],
+    threads: int,
+    tf32: bool,
+    device: str,
+    output: Path | None,
+    **options: Any,
+) -> None:
+    """Measure Table S4: training and inference time of DeSTSeg and what it is compared with.
+
+    Without --category a category is drawn, so that nothing has to be at hand. Pretrained weights
+    that are not there are random, which the table says; time does not depend on them.
+    """
+    import torch
+
+    from destseg_bench.baselines.catalogue import check_systems
+    from destseg_bench.table_s4 import OTHERS, TABLE, Protocol, measure_table
+    from destseg_deploy.training.place import pick_device
+
+    if options.pop("quick"):
+        options.update(QUICK)
+    place = pick_device(device)
+    chosen = (*TABLE, *OTHERS) if names == ("all",) else names or TABLE
+    check_systems(chosen)
+    if threads:
+        torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    fields = ("batches", "rounds", "warmup", "training_rounds", "full")
+    protocol = Protocol(**{name: options.pop(name) for name in fields})
+    with _category(options.pop("category"), options.pop("data")) as folder:
+        task = _task(folder, place, **options)
+        settings = _settings(task, protocol, torch.get_num_threads(), tf32)
+        result = {"environment": describe_environment(), **settings, "complete": False}
+        write = _writer(output, result)
+        images = _test_images(folder, max(protocol.batches))
+        with progress("measuring") as advance:
+            systems = measure_table(chosen, task, images, protocol, save=write, report=advance)
+            if artifacts:
+                result["artifacts"] = _artifacts(artifacts, str(place), threads, images, protocol)
+    result["complete"] = True
+    write(systems)
+    _show(result)
+
+
+def _category(category: str | None, data: Path | None) -> Any:
+    from destseg_deploy.data.mvtec import find_category
+
+    if (category is None) != (data is None):
+        raise click.UsageError("Give both --category and --data, or neither for a drawn category.")
+    return _drawn() if category is None or data is None else _there(find_category(data, category))
+
+
+@contextmanager
+def _drawn() -> Iterator[Path]:
+    from destseg_deploy.data.sample import write_sample
+
+    with TemporaryDirectory() as folder:
+        click.echo(f"drawing {SAMPLE_TRAIN} normal images", err=True)
+        yield write_sample(Path(folder), train=SAMPLE_TRAIN, good=8, per_defect=1)
+
+
+@contextmanager
+def _there(folder: Path) -> Iterator[Path]:
+    yield folder
+
+
+def _task(folder: Path, place: Any, **options: Any) -> Task:
+    from destseg_bench.baselines.system import Task
+    from destseg_deploy.data.mvtec import list_train
+
+    return Task(
+        folder, tuple(list_train(folder)), "paper", device=place, pretrained=False, **options
+    )
+
+
+def _settings(task: Task, protocol: Protocol, threads: int, tf32: bool) -> dict[str, Any]:
+    return {
+        "kind": "table-s4",
+        "device": str(task.device),
+        "category": task.category.name,
+        "normal_images": len(task.images),
+        "schedule": task.schedule,
+        "threads": threads,
+        "tf32": tf32,
+        "seed": task.seed,
+        "textures": "procedural" if task.textures is None else task.textures.name,
+        "protocol": {**asdict(protocol), "notes": list(PROTOCOL)},
+    }
+
+
+def _test_images(folder: Path, count: int) -> list[Path]:
+    from destseg_bench.latency import find_frames
+
+    return find_frames(folder / "test", max(8, count))
+
+
+def _artifacts(
+    artifacts: tuple[Path, ...], device: str, threads: int, images: list[Path], protocol: Protocol
+) -> list[dict[str, Any]]:
+    from destseg_bench.contenders import list_contenders
+    from destseg_bench.latency import measure_latency
+
+    contenders = list_contenders(artifacts, device=device, threads=threads)
+    rows: list[dict[str, Any]] = []
+    for found in measure_latency(
+        contenders,
+        images,
+        batches=protocol.batches,
+        rounds=protocol.rounds,
+        warmup=protocol.warmup,
+    ):
+        rows += found
+    return rows
+
+
+def _writer(output: Path | None, result: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    def write(systems: dict[str, Any]) -> None:
+        result["systems"] = systems
+        if output is not None:
+            write_result(output, result)
+
+    return write
+
+
+def _show(result: dict[str, Any]) -> None:
+    from destseg_bench.s4_text import HEADS, artifact_rows, s4_rows
+
+    environment, systems = result["environment"], result["systems"]
+    hardware = environment["gpu"] if result["device"].startswith("cuda") else environment["cpu"]
+    click.echo(f"{hardware}, {result['threads']} threads, {result['category']}")
+    for line in align([HEADS, *s4_rows(systems)]):
+        click.echo(line)
+    for name, row in systems.items():
+        if "skipped" in row:
+            click.echo(f"{name} skipped: {row['skipped']}")
+    for line in artifact_rows(result.get("artifacts", [])):
+        click.echo(line)
+    click.echo("ratios are to DeSTSeg as the reference computes it; the paper's are of one V100")
+    for note in result["protocol"]["notes"]:
+        click.echo(f"- {note}")

@@ -1,0 +1,1 @@
+"""Results as a page: tables in Markdown, a figure, and the tables of the README."""
