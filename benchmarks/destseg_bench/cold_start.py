@@ -67,8 +67,21 @@ def _first_answer(back_end: str, artifact: Path) -> dict[str, float]:
     count = runtime.spec.input.batch.min
     runtime.infer(np.zeros((count, height, width, 3), np.uint8))
     seconds = time.perf_counter() - start
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"open_seconds": seconds, "resident_mib": kibibytes / 1024}
+    return {"open_seconds": seconds, "resident_mib": largest_resident_mib()}
+
+
+def largest_resident_mib() -> float:
+    """Return the largest resident memory of this process so far, in MiB.
+
+    From Linux's own count where it is there: ``getrusage`` also counts what the parent held when
+    it started this process.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (kibibytes,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return int(kibibytes) / 1024
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """The CPU study on the small network: rows for every setup, and what a failing process says."""
 
 import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -88,7 +92,25 @@ def test_the_command_writes_a_row_for_each_setup(
     result = CliRunner().invoke(cpu, arguments)
     assert result.exit_code == 0, result.output
     written = json.loads(output.read_text())
-    assert set(written) == {"environment", "data", "latency", "start", "accuracy"}
+    head = {"kind", "environment", "data", "threads"}
+    assert set(written) == head | {"latency", "start", "accuracy"}
     assert "openvino-bf16, fused" in result.stdout
     assert "1.2" in result.stdout, "10 ms at 8 images are 1.2 an image"
     assert "0.5000" in result.stdout
+
+
+def test_a_child_s_memory_is_not_its_parent_s():
+    """``getrusage`` would tell the size of this process, blown up first."""
+    ballast = np.ones(100 << 20, np.uint8)
+    code = (
+        "from destseg_bench.cold_start import largest_resident_mib as largest; first = largest();"
+        "block = bytearray(b'x' * (60 << 20)); print(first, largest())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    first, after = map(float, told.stdout.split())
+    assert len(ballast) == 100 << 20
+    assert first < 95
+    assert after - first > 50

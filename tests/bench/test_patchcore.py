@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from destseg_bench.baselines import nearest
+from destseg_bench.baselines import nearest, patchcore
 from destseg_bench.baselines.coreset import STARTS, Coreset, random_projection
 from destseg_bench.baselines.fitting import fit
 from destseg_bench.baselines.nearest import GemmSearch, open_search
@@ -287,9 +287,12 @@ def test_a_stand_in_has_the_size_of_the_schedule_and_says_what_it_is(system: Pat
     assert system.bank_origin == f"{rows} random rows"
 
 
-def test_training_keeps_a_coreset_of_every_image(system: PatchCore, category: Path) -> None:
+def test_training_keeps_a_coreset_of_every_image(
+    system: PatchCore, category: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patchcore, "BATCH", 4)
     stages = {stage.name: stage for stage in system.stages()}
-    assert stages["features"].steps == 1  # 6 images in batches of 8
+    assert stages["features"].steps == 2  # the last batch has 2 of 6 images
     losses = fit(system)
     assert len(losses["coreset"]) == stages["coreset"].steps == 47
     assert system.bank_origin == "47 rows of the coreset"

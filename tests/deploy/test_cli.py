@@ -128,7 +128,9 @@ def shop(tmp_path_factory) -> Shop:
     # A network of four steps hardly tells images apart; the budget must be finer than that.
     budget = ("--max-map-difference", "1e-5", "--max-score-difference", "1e-5")
     sizes = ("--input-size", "96x96", "--batch", "1:2:4")
-    made.said["export"] = _done("export", "--checkpoint", made.checkpoint, *out, *sizes, *budget)
+    made.said["export"] = _done(
+        "export", "--checkpoint", made.checkpoint, "--format", "onnx", *out, *sizes, *budget
+    )
     return made
 
 

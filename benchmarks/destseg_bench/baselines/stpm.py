@@ -19,7 +19,7 @@ from destseg_deploy.models.resnet import ResNet18
 
 BATCH = 32
 EPOCHS = 100
-QUICK_STEPS = 120
+QUICK_STEPS = 60
 GRID = (64, 64)
 
 FACTS = Facts(

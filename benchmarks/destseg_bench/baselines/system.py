@@ -78,7 +78,7 @@ class Task:
         device: Where networks run.
         seed: Seed of every random choice; opening a system seeds torch with it.
         textures: Folder of textures; None for procedural ones.
-        weights: Weights file by what it is for, such as ``resnet18`` or ``wide_resnet50_2``. A
+        weights: Weights file by what it is for: ``resnet18``, ``wide_resnet50_2`` or ``vq``. A
             system that needs one which is not there takes random weights and says so in
             ``weights``, unless ``pretrained`` asks for the real ones.
         pretrained: Whether to refuse random weights in place of pretrained ones.
@@ -103,7 +103,7 @@ class System(Protocol):
         window: Share of the height and width of a frame that its map covers, in the middle; 1.0
             but for those that crop.
         weights: Where its pretrained weights came from: ``random`` means that its accuracy says
-            nothing, and its time does.
+            nothing, and its time does; ``none`` where nothing pretrained is used.
     """
 
     facts: Facts
