@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from destseg_deploy.cli.options import ARTIFACT, DEVICE, FOLDER, RATE, VERSION, echo_threshold
+from destseg_deploy.cli.options import (
+    ARTIFACT,
+    DEVICE,
+    FOLDER,
+    OPENVINO_PRECISION,
+    RATE,
+    VERSION,
+    echo_threshold,
+    openvino_options,
+)
 from destseg_deploy.console import OneLineErrors
 from destseg_deploy.spec import Threshold
 
@@ -23,6 +32,7 @@ from destseg_deploy.spec import Threshold
 @click.option("--pixel", type=float, help="With --value: the threshold of contours.")
 @RATE
 @DEVICE
+@OPENVINO_PRECISION
 @VERSION
 def threshold(
     artifact: Path,
@@ -32,6 +42,7 @@ def threshold(
     pixel: float | None,
     false_reject_rate: float,
     device: str | None,
+    openvino_precision: str | None,
 ) -> None:
     """Show or set the threshold of an artifact; the model itself is not touched.
 
@@ -43,13 +54,16 @@ def threshold(
         raise click.UsageError("Give one of --normal, --labelled and --value.")
     if pixel is not None and value is None:
         raise click.UsageError("--pixel goes with --value; the other rules set both thresholds.")
+    options = openvino_options(openvino_precision)
     result: Threshold | None
     if value is not None:
         result = judging.set_by_hand(artifact, value, pixel)
     elif normal is not None:
-        result = judging.set_from_normal(artifact, normal, rate=false_reject_rate, device=device)
+        result = judging.set_from_normal(
+            artifact, normal, rate=false_reject_rate, device=device, openvino=options
+        )
     elif labelled is not None:
-        result = judging.set_from_labelled(artifact, labelled, device=device)
+        result = judging.set_from_labelled(artifact, labelled, device=device, openvino=options)
     else:
         result = judging.read(artifact)
     echo_threshold(result, artifact)

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import ExportError
+from destseg_deploy.runtime.int8_kernels import EXACT, ort_saturates
 
 Run = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
 
@@ -27,6 +28,9 @@ def open_session(proto: onnx.ModelProto, outputs: Sequence[str], threads: int = 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    if quantised and ort_saturates(ort):
+        options.add_session_config_entry(EXACT, "1")
     try:
         session: Any = ort.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

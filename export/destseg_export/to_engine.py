@@ -182,6 +182,11 @@ def _read_source(onnx: Path) -> ModelSpec:
     if source.kind != "onnx":
         raise ExportError(f"{onnx}: its spec says {source.kind}, expected onnx. Export it first.")
     source.check_artifact(onnx)
+    if source.parity.get("scheme") == "u8":
+        raise ExportError(
+            f"{onnx}: quantised for CPUs (uint8), TensorRT takes int8 with zero point 0. Make one "
+            "with destseg-export quantize --for tensorrt."
+        )
     return source
 
 

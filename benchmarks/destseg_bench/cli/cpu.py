@@ -67,6 +67,7 @@ def cpu(
         "kind": "cpu",
         "environment": describe_environment(),
         "data": data.name,
+        "threads": threads,
     }
     counts = {1: rounds, batch: batch_rounds}
     with progress("timing") as advance:
