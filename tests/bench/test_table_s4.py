@@ -13,6 +13,15 @@ from destseg_bench.s4_text import HEADS, s4_rows
 from destseg_bench.table_s4 import paper_row
 
 
+@pytest.fixture(autouse=True)
+def torch_settings():
+    """The command sets threads and TF32 for its process, which here is that of other tests."""
+    threads, flags = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = flags
+
+
 def run(*arguments):
     return CliRunner().invoke(bench, [str(argument) for argument in arguments])
 
