@@ -48,6 +48,15 @@ def known_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+PLACE = click.option(
+    "--device",
+    default="auto",
+    metavar="auto|cpu|cuda[:N]",
+    callback=known_device,
+    help="Where PyTorch runs.",
+)
+
+
 def openvino_options(precision: str | None) -> OpenVinoOptions | None:
     """Return the options that ``--openvino-precision`` stands for; None leaves the defaults."""
     return None if precision is None else OpenVinoOptions(precision=precision)

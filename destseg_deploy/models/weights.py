@@ -5,9 +5,7 @@ A pickle is only ever opened with ``weights_only=True``; our own format is safet
 
 from __future__ import annotations
 
-import http.client
 import pickle
-import urllib.request
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from destseg_deploy.atomic import replacing, sha256
 from destseg_deploy.errors import SpecError, WeightsError
 from destseg_deploy.models.destseg import DeSTSeg, Teacher
+from destseg_deploy.models.pinned import fetch_pinned
 from destseg_deploy.spec import (
     BatchRange,
     FileRecord,
@@ -40,7 +39,6 @@ TEACHER_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07
 versions of timm serve other weights under the same model name."""
 
 TEACHERS = ("imagenet", "random")
-TIMEOUT_S = 30.0
 
 
 def load_teacher(
@@ -116,32 +114,17 @@ def torchvision_teacher(cache: Path | None = None, url: str = TEACHER_URL) -> Pa
     folder = cache or Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / TEACHER_FILE
     if not path.is_file():
-        _download(url, path)
+        advice = (
+            f"Pass --teacher-weights FILE (torchvision's {TEACHER_FILE} or a .safetensors of it), "
+            f"or copy that file to {folder}. '--teacher random' trains without, for demos only."
+        )
+        fetch_pinned(url, path, TEACHER_SHA256, what="ImageNet teacher", advice=advice)
     elif sha256(path) != TEACHER_SHA256:
         raise WeightsError(
             f"{path}: not torchvision's IMAGENET1K_V1 (sha256 differs from {TEACHER_SHA256[:12]}). "
             "Delete the file, or name the one you want with --teacher-weights FILE."
         )
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    """Fetch the teacher; what does not have the pinned hash never gets its name."""
-    try:
-        with replacing(path) as temporary:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-                temporary.write_bytes(answer.read())
-            if sha256(temporary) != TEACHER_SHA256:
-                raise WeightsError(
-                    f"{url}: the download's sha256 is not {TEACHER_SHA256[:12]}. A proxy may have "
-                    "answered instead; fetch it elsewhere and pass --teacher-weights FILE."
-                )
-    except (OSError, http.client.HTTPException) as error:
-        raise WeightsError(
-            f"no ImageNet teacher: {path} is not there and {url} cannot be fetched ({error}). Pass "
-            f"--teacher-weights FILE (torchvision's {TEACHER_FILE} or a .safetensors of it), or "
-            f"copy that file to {path.parent}. '--teacher random' trains without, for demos only."
-        ) from error
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

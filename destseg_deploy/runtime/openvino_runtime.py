@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
+from destseg_deploy.runtime.cache_folder import make_cache_folder
 from destseg_deploy.runtime.int8_kernels import AS_FLOAT, openvino_saturates, warn_of_scheme
 from destseg_deploy.spec import ModelSpec
 
@@ -184,15 +184,7 @@ def _cache_folder(cache: Path, spec: ModelSpec) -> str:
     word where it cannot write.
     """
     folder = cache / spec.artifact.sha256[:12]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BackendError(
-            f"{folder}: compiled models cannot be kept there ({error.strerror}). Pass a folder "
-            "that can be written, cache=Path(...)."
-        ) from error
+    make_cache_folder(folder, "compiled models")
     return str(folder)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from destseg_deploy.errors import BackendError
+from destseg_deploy.runtime.cache_folder import make_cache_folder
 from destseg_deploy.runtime.cpu_options import OrtCpuOptions
 from destseg_deploy.spec import ModelSpec
 
@@ -174,15 +174,7 @@ def engine_cache(path: Path, spec: ModelSpec, options: OrtOptions, version: str)
     """
     base = options.cache or path.parent / CACHE
     folder = base / f"{spec.artifact.sha256[:12]}-ort{version}{'-tf32' * options.tf32}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BackendError(
-            f"{folder}: TensorRT's engines cannot be kept there ({error.strerror}). Pass a folder "
-            "that can be written, cache=Path(...)."
-        ) from error
+    make_cache_folder(folder, "TensorRT's engines")
     return folder.resolve()
 
 

@@ -1,25 +1,34 @@
-"""Pretrained ResNet18 for the systems that start from one."""
+"""Pretrained backbones for the systems that start from one."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from destseg_bench.baselines.pinned import pinned_file
 from destseg_bench.baselines.system import Task
 from destseg_deploy.errors import WeightsError
 from destseg_deploy.models.resnet import ResNet18
-from destseg_deploy.models.weights import read_state_dict, torchvision_teacher
+from destseg_deploy.models.weights import TEACHER_FILE, read_state_dict
 
 RANDOM = "random"
 
 
 def load_resnet18(network: ResNet18, task: Task) -> str:
-    """Fill a ResNet18 with ImageNet's weights and say where they came from.
+    """Fill a ResNet18, as many layers as it has, by ``load_pretrained``."""
+    return load_pretrained(network, task, "resnet18", TEACHER_FILE)
+
+
+def load_pretrained(network: torch.nn.Module, task: Task, name: str, file: str) -> str:
+    """Fill a network with torchvision's weights and say where they came from.
 
     Args:
-        network: Filled in place, as many layers as it has.
-        task: Its ``weights["resnet18"]`` is used where given, else torchvision's cached or
-            downloaded file; where neither can be had and ``pretrained`` is off, the random weights
-            stay.
+        network: Filled in place.
+        task: Its ``weights[name]`` is used where given, else torchvision's cached file. Where there
+            is none, ``pretrained`` downloads it; else the random weights stay.
+        name: What the weights are for.
+        file: torchvision's name of the file, which pins it.
 
     Returns:
         The file's name, or ``random``.
@@ -27,14 +36,27 @@ def load_resnet18(network: ResNet18, task: Task) -> str:
     Raises:
         WeightsError: If the weights cannot be had, or are of another network.
     """
-    try:
-        path = task.weights.get("resnet18") or torchvision_teacher()
-    except WeightsError:
-        if task.pretrained:
-            raise
+    path = find_weights(task, name, file)
+    if path is None:
         return RANDOM
     fill(network, read_state_dict(path), str(path))
     return path.name
+
+
+def find_weights(task: Task, name: str, file: str) -> Path | None:
+    """Return the file that ``load_pretrained`` takes; None for random weights.
+
+    Raises:
+        WeightsError: If the task asks for pretrained weights and they cannot be had.
+    """
+    if name in task.weights:
+        return task.weights[name]
+    try:
+        return pinned_file(file, download=task.pretrained)
+    except WeightsError:
+        if task.pretrained:
+            raise
+        return None
 
 
 def fill(network: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from destseg_bench.baselines.ahead import Ahead
 from destseg_bench.baselines.backbones import RANDOM, load_resnet18
 from destseg_bench.baselines.cutpaste_augment import paste_patch, paste_scar
+from destseg_bench.baselines.descent import descend
 from destseg_bench.baselines.frames import MEAN, STD, TrainingFrames, normalized
 from destseg_bench.baselines.gaussian_density import GaussianDensity
 from destseg_bench.baselines.system import Facts, Stage, Task, steps_of
@@ -103,10 +104,7 @@ class CutPaste:
             optimizer.param_groups[0]["lr"] = cosine_rate(number, steps)
             features = self.backbone(images)[3].mean(dim=(2, 3))
             loss = F.cross_entropy(self.head(features), kinds)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            return loss.detach()
+            return descend(optimizer, loss)
 
         def end() -> None:
             batches.close()

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from destseg_bench.baselines.backbones import find_weights
 from destseg_bench.baselines.frames import normalized
 from destseg_bench.baselines.system import Facts, Stage, Task, check_schedule
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.models.destseg import upsample
 from destseg_deploy.models.inference import InferenceGraph, top_k_mean
+from destseg_deploy.models.weights import TEACHER_FILE
 from destseg_deploy.recipe import make_recipe
 from destseg_deploy.training.jobs import open_bank
 from destseg_deploy.training.loop import Loop, Source
@@ -65,13 +67,13 @@ class DestsegSystem:
         self.facts = REFERENCE if literal else OURS
         self._literal = literal
         self._device = task.device
-        given = task.weights.get("resnet18")
+        weights = find_weights(task, "resnet18", TEACHER_FILE)
         self._setup = prepare(
             task.category,
             recipe,
             textures=open_bank(task.textures, recipe, str(task.device)),
-            teacher_weights=given,
-            teacher="imagenet" if given or task.pretrained else "random",
+            teacher_weights=weights,
+            teacher="random" if weights is None else "imagenet",
             device=str(task.device),
             literal=literal,
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from destseg_bench.baselines.ahead import Ahead
+from destseg_bench.baselines.descent import descend
 from destseg_bench.baselines.draem_networks import discriminative, reconstructive
 from destseg_bench.baselines.draem_synthesis import BgrTextures, synthesize
 from destseg_bench.baselines.plain_frames import PlainFrames, plain_bgr
@@ -87,10 +88,7 @@ class Draem:
             images, clean, masks = (part.to(self._task.device) for part in batches(number))
             loss = self.loss(images, clean, masks)
             optimizer.param_groups[0]["lr"] = learning_rate(number, steps)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            return loss.detach()
+            return descend(optimizer, loss)
 
         def end() -> None:
             batches.close()

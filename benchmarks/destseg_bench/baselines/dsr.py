@@ -17,6 +17,7 @@ from torch import Tensor
 
 from destseg_bench.baselines.ahead import Ahead
 from destseg_bench.baselines.backbones import RANDOM, fill
+from destseg_bench.baselines.descent import descend
 from destseg_bench.baselines.dsr_networks import (
     ImageReconstruction,
     VqModel,
@@ -210,10 +211,7 @@ class Dsr:
             _train(plan.trained, True)
             loss = plan.loss(batches(number).to(self._task.device))
             optimizer.param_groups[0]["lr"] = plan.rate(number)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            return loss.detach()
+            return descend(optimizer, loss)
 
         def end() -> None:
             batches.close()

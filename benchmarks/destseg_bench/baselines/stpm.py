@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from destseg_bench.baselines.backbones import load_resnet18
+from destseg_bench.baselines.descent import descend
 from destseg_bench.baselines.frames import TrainingFrames, normalized
 from destseg_bench.baselines.system import Facts, Stage, Task, steps_of
 from destseg_deploy.models.resnet import ResNet18
@@ -66,10 +67,7 @@ class Stpm:
             with torch.no_grad():
                 wanted = self.teacher(images)
             loss = matching_loss(wanted, self.student(images))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            return loss.detach()
+            return descend(optimizer, loss)
 
         steps = steps_of(self._task, paper=EPOCHS * frames.batches_per_epoch, quick=QUICK_STEPS)
         return [Stage("student", steps, BATCH, step, end=lambda: _to_eval(self.student))]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from destseg_bench.baselines.dense_descriptors import PLANS, PatchNetwork
+from destseg_bench.baselines.descent import descend
 from destseg_bench.baselines.distillation import (
     cut,
     distillation_loss,
@@ -220,11 +221,7 @@ def _raw_scores(outputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 def _learn(optimizer: torch.optim.Optimizer, losses: list[Tensor]) -> Tensor:
     """Step down the sum of losses and return it."""
-    loss = torch.stack(losses).sum()
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    optimizer.step()
-    return loss.detach()
+    return descend(optimizer, torch.stack(losses).sum())
 
 
 def _scale(patch: int, narrow: int, wanted: int) -> Scale:

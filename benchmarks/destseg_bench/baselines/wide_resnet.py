@@ -6,14 +6,11 @@ Zagoruyko and Komodakis, BMVC 2016, as laid out in torchvision's ``wide_resnet50
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from destseg_bench.baselines.backbones import RANDOM, fill
-from destseg_bench.baselines.pinned import pinned_file
+from destseg_bench.baselines.backbones import load_pretrained
 from destseg_bench.baselines.system import Task
-from destseg_deploy.errors import WeightsError
-from destseg_deploy.models.weights import read_state_dict
+from destseg_deploy.models.resnet import projection
 
 FILE = "wide_resnet50_2-95faca4d.pth"
 """torchvision's ``Wide_ResNet50_2_Weights.IMAGENET1K_V1``, the one that the paper's code loads."""
@@ -39,12 +36,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
+        self.downsample = projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in, H, W) to (N, out, H / stride, W / stride)."""
@@ -82,27 +74,6 @@ def _layer(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.
     return nn.Sequential(Bottleneck(in_channels, out_channels, stride), *later)
 
 
-def load_wide_resnet(network: torch.nn.Module, task: Task) -> str:
-    """Fill a WideResNet50-2 with ImageNet's weights and say where they came from.
-
-    Args:
-        network: Filled in place.
-        task: Its ``weights["wide_resnet50_2"]`` is used where given, else torchvision's cached
-            file. Where there is none, ``pretrained`` downloads it (132 MB); else the random
-            weights stay.
-
-    Returns:
-        The file's name, or ``random``.
-
-    Raises:
-        WeightsError: If the weights cannot be had, or are of another network.
-    """
-    path = task.weights.get("wide_resnet50_2")
-    try:
-        path = path or pinned_file(FILE, download=task.pretrained)
-    except WeightsError:
-        if task.pretrained:
-            raise
-        return RANDOM
-    fill(network, read_state_dict(path), str(path))
-    return path.name
+def load_wide_resnet(network: nn.Module, task: Task) -> str:
+    """Fill a WideResNet50-2, 132 MB, by ``backbones.load_pretrained``."""
+    return load_pretrained(network, task, "wide_resnet50_2", FILE)

@@ -10,7 +10,7 @@ import click
 from destseg_bench.cli.table_s4 import WEIGHTS
 from destseg_bench.result_file import result_writer
 from destseg_bench.tables import align
-from destseg_deploy.cli.options import DATA, FILE, FOLDER, known_device
+from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.environment import describe_environment
 
@@ -28,13 +28,7 @@ METRICS = ("image AUROC", "pixel AUROC", "pixel AP", "PRO@0.3", "IAP")
 @click.option("--textures", type=FOLDER, help="Texture images; built-in ones if left out.")
 @WEIGHTS
 @click.option("--random-weights", is_flag=True, help="Go on without pretrained weights.")
-@click.option(
-    "--device",
-    default="auto",
-    metavar="auto|cpu|cuda[:N]",
-    callback=known_device,
-    help="Where to train.",
-)
+@PLACE
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every choice.")
 @click.option("--output", type=FILE, help="JSON file, written anew after each system.")
 def systems(

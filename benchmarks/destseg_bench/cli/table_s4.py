@@ -13,7 +13,7 @@ import click
 
 from destseg_bench.result_file import write_result
 from destseg_bench.tables import align
-from destseg_deploy.cli.options import FILE, FOLDER, known_device
+from destseg_deploy.cli.options import FILE, FOLDER, PLACE
 from destseg_deploy.cli.training_options import counts
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.environment import describe_environment
@@ -75,13 +75,7 @@ OPTIONS = (
         multiple=True,
         help="Checkpoint, .onnx or .engine to time besides; repeatable.",
     ),
-    click.option(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda[:N]",
-        callback=known_device,
-        help="Where to run.",
-    ),
+    PLACE,
     click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: torch's."),
     click.option("--tf32", is_flag=True, help="Let a GPU round float32 to TF32, as torch does."),
     click.option(

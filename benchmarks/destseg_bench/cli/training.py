@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from destseg_deploy.atomic import replacing
-from destseg_deploy.cli.options import DATA, FILE, FOLDER, known_device
+from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.environment import describe_environment
 from destseg_deploy.recipe import Recipe
@@ -34,13 +34,7 @@ ROW = "{:<14} {:>5} {:>26} {:>26} {:>27}"
 @click.option("--steps", type=int, default=4, help="Steps of each phase in a round, 1 to 10.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Rounds, one after another.")
 @click.option("--compiled", is_flag=True, help="Let torch.compile compete, too.")
-@click.option(
-    "--device",
-    default="auto",
-    metavar="auto|cpu|cuda[:N]",
-    callback=known_device,
-    help="Where to train.",
-)
+@PLACE
 @click.option("--workers", type=click.IntRange(0), default=2, help="As destseg-train's.")
 @click.option("--output", type=FILE, help="JSON file for the result.")
 def training(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from destseg_bench.report.table import NOTHING, Table, number
+from destseg_bench.report.table import Table, number
+from destseg_bench.tables import NOTHING
 
 Result = dict[str, Any]
 METRICS = ("image AUROC", "pixel AUROC", "pixel AP", "PRO@0.3", "IAP")

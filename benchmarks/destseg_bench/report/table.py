@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-NOTHING = "–"  # noqa: RUF001 - a dash, as in printed tables
+from destseg_bench.tables import NOTHING
 
 
 @dataclass(frozen=True)
