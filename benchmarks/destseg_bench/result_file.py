@@ -54,3 +54,14 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or "environment" not in found:
         raise DataError(f"{path}: no result of destseg-bench: it has no 'environment'.")
     return found
+
+
+def require_rows(systems: dict[str, Any]) -> None:
+    """Refuse a result in which every system was skipped.
+
+    Raises:
+        DataError: With each system's reason.
+    """
+    if all("skipped" in row for row in systems.values()):
+        reasons = "; ".join(f"{name}: {row['skipped']}" for name, row in systems.items())
+        raise DataError(f"nothing was measured. {reasons}")

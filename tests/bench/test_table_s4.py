@@ -193,3 +193,17 @@ def test_trained_systems_are_scored_and_written(tmp_path, category, monkeypatch)
     assert row["losses"]["student"]["steps"] == 2
     assert 0 <= row["metrics"]["image AUROC"] <= 1
     assert "quick schedule" in done.output
+
+
+def test_nothing_measured_is_an_error_with_the_reasons(tmp_path, category, monkeypatch):
+    from destseg_deploy.errors import WeightsError
+
+    def refuse(task):
+        raise WeightsError("no weights at hand")
+
+    monkeypatch.setattr("destseg_bench.baselines.stpm.open_system", refuse)
+    where = ("--system", "stpm", "--category", category.name, "--data", category.parent)
+    for command in (("table-s4", "--quick"), ("systems",)):
+        done = run(*command, *where, "--device", "cpu")
+        assert done.exit_code == 1
+        assert "nothing was measured. stpm: no weights at hand" in done.output

@@ -40,7 +40,10 @@ def pinned_file(
                 "file you want with --weights."
             )
     elif download:
-        advice = "Copy the file there, or name one of the same network with --weights."
+        advice = (
+            "Copy the file there, or name one of the same network with --weights NAME=FILE; "
+            "--random-weights goes on without, which only time can be measured with."
+        )
         fetch_pinned(address + name, path, digest, what="pretrained weights", advice=advice)
     else:
         raise WeightsError(f"{path}: no such weights file. Copy {address}{name} there.")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from destseg_bench.cli.table_s4 import WEIGHTS
-from destseg_bench.result_file import result_writer
+from destseg_bench.result_file import require_rows, result_writer
 from destseg_bench.tables import align
 from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE
 from destseg_deploy.console import OneLineErrors, progress
@@ -69,6 +69,7 @@ def systems(
         planned=len(names or OPENERS),
     )
     rows = measure_systems(names or tuple(OPENERS), task, progress=progress, save=write)
+    require_rows(rows)
     click.echo(f"{category}, {task.schedule} schedule, in percent")
     for line in align([HEADS, *[_cells(row) for row in rows.values() if "skipped" not in row]]):
         click.echo(line)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_bench.result_file import write_result
+from destseg_bench.result_file import require_rows, write_result
 from destseg_bench.tables import align
 from destseg_deploy.cli.options import FILE, FOLDER, PLACE
 from destseg_deploy.cli.training_options import counts
@@ -144,6 +144,7 @@ def table_s4(
                 result["artifacts"] = _artifacts(artifacts, str(place), threads, images, protocol)
     result["complete"] = True
     write(systems)
+    require_rows(systems)
     _show(result)
 
 
