@@ -163,7 +163,8 @@ def test_a_gpu_that_is_not_there_is_refused():
 def test_without_a_command_it_is_table_s4(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "destseg_bench.table_s4.measure_table", lambda names, *a, **k: asked.append(names) or {}
+        "destseg_bench.table_s4.measure_table",
+        lambda names, *a, **k: asked.append(names) or {"stpm": system("STPM", 1, 1)},
     )
     module = sys.modules["destseg_bench.cli.table_s4"]  # the package has a command of that name
     monkeypatch.setattr(module, "SAMPLE_TRAIN", 1)
