@@ -71,6 +71,15 @@ def test_markers_that_cannot_be_filled_are_refused(text, message):
         fill_tables(text, RESULTS)
 
 
+def test_a_marker_takes_the_table_of_its_number():
+    name = "table-s4-cpu.json"
+    tables = [table.markdown() for table in tables_of(read_result(RESULTS / name), name)]
+    assert len(set(tables)) == len(tables) >= 2
+    for number, table in enumerate(tables, 1):
+        text = fill_tables(f"<!-- results: {name}#{number} -->\n{END}", RESULTS)
+        assert text == f"<!-- results: {name}#{number} -->\n\n{table}\n{END}"
+
+
 def test_markdown_escapes_what_would_end_a_cell():
     assert "| a\\|b | 1 |" in Table("t", ("n", "v"), [["a|b", "1"]]).markdown()
 

@@ -415,3 +415,20 @@ def test_aspp_takes_any_number_of_dilations() -> None:
     aspp = ASPP(8, (1, 2)).eval()
     assert aspp.aspp_fusion_layer.conv.in_channels == 24
     assert aspp(torch.zeros(1, 8, 5, 6)).shape == (1, 8, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "there"),
+    [((4, 4), 1, False), ((4, 4), 2, True), ((4, 8), 1, True), ((4, 8), 2, True)],
+)
+def test_a_shortcut_is_projected_only_where_the_shape_changes(
+    channels: tuple[int, int], stride: int, there: bool
+) -> None:
+    block = BasicBlock(*channels, stride)
+    assert (block.downsample is not None) is there
+    assert block(torch.zeros(1, channels[0], 8, 8)).shape == (
+        1,
+        channels[1],
+        8 // stride,
+        8 // stride,
+    )

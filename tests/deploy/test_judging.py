@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from destseg_deploy import judging
+from destseg_deploy.cli.threshold import threshold
 from destseg_deploy.data.images import list_images, read_image
 from destseg_deploy.errors import DataError, MetricError, SpecError
 from destseg_deploy.evaluation import score_images
 from destseg_deploy.predictor import load
+from destseg_deploy.runtime.cpu_options import OpenVinoOptions
 from destseg_deploy.spec import ModelSpec, sha256, spec_path
 
 
@@ -131,3 +134,28 @@ def test_a_missing_spec_is_an_error(artifact, category):
         with pytest.raises(SpecError, match="beside it"):
             call()
     assert not spec_path(artifact).exists()
+
+
+def test_openvino_s_options_reach_the_predictor(artifact, category, monkeypatch):
+    """A threshold belongs to the precision that runs."""
+    asked = []
+
+    def noted(path, *, device, openvino):
+        asked.append((device, openvino))
+        return load(path, threads=1)
+
+    monkeypatch.setattr(judging, "load", noted)
+    options = OpenVinoOptions(precision="bf16")
+    judging.set_from_normal(
+        artifact, category / "train/good", rate=0.3, device="openvino", openvino=options
+    )
+    judging.set_from_labelled(artifact, category, device="openvino", openvino=options)
+    assert asked == [("openvino", options)] * 2
+
+
+def test_the_command_hands_the_precision_on(artifact, category, monkeypatch):
+    asked = []
+    monkeypatch.setattr(judging, "set_from_normal", lambda *a, **options: asked.append(options))
+    arguments = [str(artifact), "--normal", str(category / "train/good"), "--device", "openvino"]
+    CliRunner().invoke(threshold, [*arguments, "--openvino-precision", "bf16"])
+    assert asked[0]["openvino"] == OpenVinoOptions(precision="bf16")

@@ -258,6 +258,15 @@ def test_a_damaged_or_other_source_is_refused(machine, model, engine, tmp_path):
         build_engine(model, engine)
 
 
+def test_a_file_that_was_quantised_for_cpus_is_refused(machine, model, engine, tmp_path):
+    spec = ModelSpec.read(model)
+    replace(spec, parity={**spec.parity, "scheme": "u8"}).write(model)
+    with unchanged(tmp_path), pytest.raises(ExportError, match="quantize --for tensorrt"):
+        build_engine(model, engine)
+    replace(spec, parity={**spec.parity, "scheme": "s8"}).write(model)
+    build_engine(model, engine)
+
+
 def test_the_spec_of_the_model_is_never_overwritten(machine, model, tmp_path, monkeypatch):
     monkeypatch.setattr(to_engine, "spec_path", lambda path: path.with_suffix(".json"))
     with unchanged(tmp_path), pytest.raises(ExportError, match="take the place of that of cable"):
