@@ -7,17 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from destseg_bench.contenders import Contender
-from destseg_bench.timing import Call
 from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.base import Runtime
 from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
 from destseg_deploy.runtime.ort import OrtRuntime
 from destseg_deploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from destseg_bench.contenders import Contender
+    from destseg_bench.timing import Call
 
 BACK_ENDS = ("pytorch", "compiled", "onnxruntime", "openvino", "openvino-bf16")
 
@@ -83,6 +86,8 @@ def open_setup(setup: Setup, threads: int = 0) -> Runtime:
 
 def contender(setup: Setup, threads: int = 0) -> Contender:
     """Return a setup for ``measure_latency``."""
+    from destseg_bench.contenders import Contender  # loads torch, which a cold start must not
+
     spec = ModelSpec.read(setup.artifact)
     if setup.back_end == "compiled":
         from destseg_bench.torch_contenders import Mode, open_torch

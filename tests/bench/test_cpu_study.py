@@ -114,3 +114,16 @@ def test_a_child_s_memory_is_not_its_parent_s():
     assert len(ballast) == 100 << 20
     assert first < 95
     assert after - first > 50
+
+
+@pytest.mark.parametrize("back_end", ["onnxruntime", "openvino"])
+def test_a_cold_start_loads_no_torch_that_its_back_end_does_not_need(onnx_artifact, back_end):
+    code = (
+        "import sys; from pathlib import Path; from destseg_bench.cold_start import _first_answer;"
+        f"_first_answer({back_end!r}, Path({str(onnx_artifact)!r})); print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert told.stdout.strip() == "False"
