@@ -92,9 +92,7 @@ def _ends(losses: list[float]) -> dict[str, Any]:
 def paper_auroc(system: System, category: Path) -> str | None:
     """Return the paper's image AUROC of a system on a category, as printed; None without."""
     table = paper_table("S5")
-    names = {"Uninformed Students": "US"}
     column = OURS if system.facts.name.startswith(OURS) else system.facts.name
-    column = names.get(column, column)
     if column not in table.columns or category.name not in table.rows:
         return None
     return str(table.value(column, category.name))
