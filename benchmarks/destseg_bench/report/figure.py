@@ -11,6 +11,11 @@ from destseg_bench.report.tables import kind_of
 from destseg_bench.s4_text import milliseconds
 from destseg_deploy.errors import BackendError
 
+COLOURS = 10
+"""Of matplotlib's cycle; a further round of points gets another marker."""
+
+MARKERS = ("o", "s", "^")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -81,24 +86,23 @@ def draw_speed_and_accuracy(points: Sequence[Point], path: Path) -> None:
             "matplotlib is not installed. pip install 'destseg-deploy[plots]' for the figure."
         ) from None
     groups = list(dict.fromkeys(point.group for point in points))
-    figure = Figure(figsize=(9, 4.2 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(9, 3.8 * len(groups)), layout="constrained")
     for i, group in enumerate(groups):
         axes = figure.add_subplot(len(groups), 1, i + 1)
-        shown = sorted((p for p in points if p.group == group), key=lambda p: p.milliseconds)
-        axes.scatter([p.milliseconds for p in shown], [100 * p.auroc for p in shown], zorder=3)
-        for number, point in enumerate(shown):
-            below = number % 2
-            axes.annotate(
-                point.name,
-                (point.milliseconds, 100 * point.auroc),
-                xytext=(5, -11 if below else 6),
-                textcoords="offset points",
-                fontsize=8,
-            )
-        axes.set_xscale("log")
-        axes.margins(x=0.25, y=0.2)
-        axes.set_title(group, fontsize=10)
-        axes.set_xlabel("milliseconds per image, batch 1, median (log scale)")
-        axes.set_ylabel("image AUROC, %")
-        axes.grid(alpha=0.3)
+        _draw_group(axes, group, [point for point in points if point.group == group])
     figure.savefig(path, format="png", dpi=130)
+
+
+def _draw_group(axes: Any, group: str, points: Sequence[Point]) -> None:
+    """Draw a colour for each point, with its name beside the axes: names on them would overlap."""
+    for i, point in enumerate(sorted(points, key=lambda point: point.milliseconds)):
+        label = f"{point.milliseconds:.0f} ms, {100 * point.auroc:.1f} %: {point.name}"
+        marker = MARKERS[i // COLOURS % len(MARKERS)]
+        axes.scatter(point.milliseconds, 100 * point.auroc, s=55, label=label, marker=marker)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08, y=0.15)
+    axes.set_title(group, fontsize=10)
+    axes.set_xlabel("milliseconds per image, batch 1, median")
+    axes.set_ylabel("image AUROC, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
