@@ -138,7 +138,9 @@ def _timings(result: dict[str, Any]) -> Iterator[tuple[str, Measured]]:
     for key in ("rows", "latency", "artifacts"):
         for row in result.get(key, []):
             if "median" in row and "q1" in row:
-                yield f"{row['name']}, batch {row['batch']}", _measured(row)
+                streams = row.get("streams", 1)
+                several = f", {streams} streams" if streams > 1 else ""
+                yield f"{row['name']}, batch {row['batch']}{several}", _measured(row)
     for system, row in result.get("systems", {}).items():
         for batch, clocks in row.get("inference", {}).items():
             for clock, stages in clocks.items():

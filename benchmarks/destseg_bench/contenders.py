@@ -39,6 +39,7 @@ class Contender:
         size: Height and width of its frames.
         open: Given uint8 (N, H, W, 3) frames in host memory, gives a call that scores them and
             returns when the answer is there.
+        concurrent: Whether calls may run at the same time; not where they share one buffer.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Contender:
     origin: str
     size: tuple[int, int]
     open: Open
+    concurrent: bool = True
 
 
 def list_contenders(
@@ -83,7 +85,8 @@ def _torch_contenders(
 ) -> Iterator[Contender]:
     for mode in modes_for(device, compiled=compiled):
         opened = partial(open_torch, path, mode, device)
-        yield Contender(f"PyTorch {mode.name}", mode.precision, mode.origin, spec.size, opened)
+        name, alone = f"PyTorch {mode.name}", mode.kind == "graph" or mode.origin == "device"
+        yield Contender(name, mode.precision, mode.origin, spec.size, opened, not alone)
 
 
 def _host_contender(path: Path, spec: ModelSpec, device: str, threads: int) -> Contender:
@@ -105,4 +108,5 @@ def _device_contender(path: Path, spec: ModelSpec, device: str) -> Contender:
                 raise BackendError(f"{path.name}: its runtime takes no frames on the device.")
             yield partial(infer_into, *open_device_arrays(frames, spec, device))
 
-    return Contender(f"{path.name}, on the GPU", spec.precision, "device", spec.size, opened)
+    name = f"{path.name}, on the GPU"
+    return Contender(name, spec.precision, "device", spec.size, opened, concurrent=False)

@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_the_command_prints_a_table_and_writes_json(onnx_artifact, category, tmp
     answer = CliRunner().invoke(bench, words)
     assert answer.exit_code == 0, answer.output
     lines = answer.output.splitlines()
-    assert lines[1].split()[:3] == ["contender", "batch", "frames"]
+    assert lines[1].split()[:4] == ["contender", "batch", "streams", "frames"]
     assert [line.split()[1] for line in lines[2:]] == ["1", "2"]
     result = json.loads(output.read_text())
     assert result["complete"]
@@ -152,3 +153,37 @@ def test_bad_input_is_one_line(tmp_path, onnx_artifact):
         answer = CliRunner().invoke(bench, words)
         assert answer.exit_code == 1
         assert len(answer.output.splitlines()) == 1, answer.output
+
+
+def test_streams_score_at_the_same_time(images):
+    """Four calls that each wait 50 ms take about as long as one, and four times as many images."""
+    fakes = Fakes()
+    (one, four) = measure_latency(
+        [fakes.make("waits", 0.05)], images, batches=(2,), streams=(1, 4), rounds=4, warmup=1
+    )
+    assert (one[0]["streams"], four[0]["streams"]) == (1, 4)
+    assert four[0]["median"] < 3 * one[0]["median"]
+    for (row,) in (one, four):
+        wanted = 1e3 * 2 * row["streams"] / row["median"]
+        assert row["images_per_second"] == pytest.approx(wanted)
+
+
+def test_calls_that_share_a_buffer_do_not_run_together(images):
+    fakes = Fakes()
+    alone = replace(fakes.make("graph"), concurrent=False)
+    one, two = measure_latency([alone, fakes.make("b")], images, streams=(1, 2), rounds=1, warmup=1)
+    assert "skipped" not in one[0]
+    assert "share one buffer" in two[0]["skipped"]
+    assert "median" in two[1]
+
+
+def test_the_command_sweeps_batches_and_streams(tmp_path, checkpoint, onnx_artifact, category):
+    output = tmp_path / "latency.json"
+    arguments = [str(onnx_artifact), "--images", str(category / "test"), "--batch", "1,2"]
+    arguments += ["--streams", "1,2", "--rounds", "1", "--warmup", "1", "--output", str(output)]
+    done = CliRunner().invoke(bench, ["latency", *arguments])
+    assert done.exit_code == 0, done.output
+    result = json.loads(output.read_text())
+    assert result["complete"] is True
+    found = [(row["batch"], row["streams"]) for row in result["rows"]]
+    assert found == [(1, 1), (1, 2), (2, 1), (2, 2)]

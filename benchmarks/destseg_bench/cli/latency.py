@@ -14,8 +14,8 @@ from destseg_deploy.cli.training_options import counts
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.environment import describe_environment
 
-ROW = "{:<44} {:>5} {:>6} {:>8} {:>8} {:>8} {:>9} {:>7}"
-HEADS = ("contender", "batch", "frames", "median", "p90", "p99", "images/s", "faster")
+ROW = "{:<44} {:>5} {:>7} {:>6} {:>8} {:>8} {:>8} {:>9} {:>7}"
+HEADS = ("contender", "batch", "streams", "frames", "median", "p90", "p99", "images/s", "faster")
 
 
 @click.command(cls=OneLineErrors)
@@ -34,6 +34,13 @@ HEADS = ("contender", "batch", "frames", "median", "p90", "p99", "images/s", "fa
     callback=counts,
     help="Images per call; one table for each.",
 )
+@click.option(
+    "--streams",
+    default="1",
+    metavar="N[,N...]",
+    callback=counts,
+    help="Calls at the same time; one table for each.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=30, help="Calls that count.")
 @click.option("--warmup", type=click.IntRange(1), default=3, help="Calls before, which do not.")
 @THREADS
@@ -44,6 +51,7 @@ def latency(
     images: Path,
     device: str,
     batches: tuple[int, ...],
+    streams: tuple[int, ...],
     threads: int,
     compiled: bool,
     output: Path | None,
@@ -63,18 +71,20 @@ def latency(
     click.echo(f"{device}; milliseconds per call, interleaved")
     click.echo(ROW.format(*HEADS))
     with progress("timing") as advance:
-        measured = measure_latency(contenders, frames, batches=batches, report=advance, **protocol)
+        measured = measure_latency(
+            contenders, frames, batches=batches, streams=streams, report=advance, **protocol
+        )
         for found in measured:
             rows += found
             for row in found:
                 click.echo(_line(row))
             if output is not None:
-                planned = len(contenders) * len(batches)
+                planned = len(contenders) * len(batches) * len(streams)
                 _write(output, environment, device, protocol, rows, len(rows) == planned)
 
 
 def _line(row: dict[str, Any]) -> str:
-    head = (row["name"], row["batch"], row["origin"])
+    head = (row["name"], row["batch"], row["streams"], row["origin"])
     if "skipped" in row:
         return f"{ROW.format(*head, '', '', '', '', '').rstrip()} skipped: {row['skipped']}"
     times = (f"{row[name]:.2f}" for name in ("median", "p90", "p99"))

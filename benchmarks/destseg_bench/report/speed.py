@@ -59,11 +59,12 @@ def _training_stages(systems: Result) -> list[Table]:
 
 def latency(result: Result) -> list[Table]:
     """Return each contender's times."""
-    heads = ("contender", "batch", "frames", "ms", "p90", "p99", "images/s", "faster")
+    heads = ("contender", "batch", "streams", "frames", "ms", "p90", "p99", "images/s", "faster")
     rows = [
         [
             row["name"],
             str(row["batch"]),
+            str(row.get("streams", 1)),
             row["origin"],
             *(number(row.get(key), 2) for key in ("median", "p90", "p99")),
             number(row.get("images_per_second"), 1),
