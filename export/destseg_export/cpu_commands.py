@@ -27,9 +27,19 @@ def _say(line: str) -> None:
     type=FOLDER,
     help="Images to compare on.  [default: the training data's test images, or rendered ones]",
 )
+@click.option(
+    "--each",
+    "folder",
+    type=FOLDER,
+    help="Write the whole and one file without each rewrite here, for destseg-bench rewrites.",
+)
 @click.version_option(package_name="destseg-deploy")
 def fuse_command(
-    source: Path, output: Path | None, without: tuple[str, ...], verify_images: Path | None
+    source: Path,
+    output: Path | None,
+    without: tuple[str, ...],
+    verify_images: Path | None,
+    folder: Path | None,
 ) -> None:
     """Rewrite an fp32 SOURCE into one with the same answers that costs a sixth less.
 
@@ -38,14 +48,22 @@ def fuse_command(
     """
     from destseg_deploy.data.images import expand
     from destseg_export.fuse_file import fuse_file
+    from destseg_export.fuse_variants import write_variants
     from destseg_export.fusing import DEFAULT, check_names
 
     check_names(without)
+    images = expand([str(verify_images)]) if verify_images else None
+    if folder is not None:
+        if output is not None or without:
+            raise click.UsageError("--each writes its own files: drop --output and --without.")
+        write_variants(source, folder, images=images, report=_say)
+        click.echo(f"models   {folder}")
+        return
     spec, fusions = fuse_file(
         source,
         output or source,
         names=[name for name in DEFAULT if name not in without],
-        images=expand([str(verify_images)]) if verify_images else None,
+        images=images,
         report=_say,
     )
     moved = spec.parity["fused"]
@@ -89,9 +107,8 @@ def fuse_command(
     "parts",
     multiple=True,
     type=click.Choice(["segmentation_net", "teacher_net", "student_net.encoder"]),
-    default=["segmentation_net"],
-    show_default=True,
-    help="What is quantised; repeatable.",
+    default=["segmentation_net", "teacher_net", "student_net.encoder"],
+    help="What may be quantised; repeatable.  [default: all of them]",
 )
 @click.option(
     "--images", type=click.IntRange(min=2), default=32, show_default=True, help="To calibrate on."

@@ -1,7 +1,8 @@
 """The accuracy budget of INT8: which layers may stay in 8 bit.
 
-Layers are ranked by how far each alone moves the maps. All of them are quantised; while pixel AP or
-image AUROC drops by more than allowed, the layer that moves them most is given back to float32.
+Layers are ranked by how far each alone moves the maps for each MAC that it does: a small layer that
+moves them is a bad bargain. All of them are quantised; while pixel AP or image AUROC drops by more
+than allowed, the worst bargains are given back to float32.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Fit:
 
     Attributes:
         layers: Convolutions in 8 bit.
-        given_back: Those returned to float32, first the one that moved the maps most.
+        given_back: Those returned to float32, the worst bargain first.
         accuracy: With ``layers`` in 8 bit.
         drop: Points lost by it.
     """
@@ -62,34 +63,62 @@ def fit_budget(
     max_drop: float,
     report: Callable[[str], None] = lambda line: None,
 ) -> Fit:
-    """Give layers back until the budget holds.
+    """Give layers back until the budget holds, and no more than that.
+
+    An attempt costs a pass over the labelled images, so the number given back is found by doubling
+    it, 0, 1, 2, 4, ..., and then halving the gap to the last attempt that failed. What is returned
+    was measured itself; that fewer would not do is known of the attempts alone, since the loss need
+    not grow with each layer.
 
     Args:
         measure: Returns the accuracy with some layers in 8 bit.
         reference: That of the float32 graph.
-        ranked: Layers, the most sensitive first.
+        ranked: Layers, the first to give back first.
         max_drop: Points that pixel AP and image AUROC may lose each.
         report: Called with a line for each attempt.
 
     Raises:
         ExportError: If it does not hold with a single layer left either; names the best found.
     """
-    best: Fit | None = None
-    for count in range(len(ranked)):
+    tried: list[Fit] = []
+
+    def attempt(count: int) -> Fit:
         kept, given_back = tuple(ranked[count:]), tuple(ranked[:count])
         accuracy = measure(kept)
         fit = Fit(kept, given_back, accuracy, reference.drop(accuracy))
         report(f"{len(kept)} of {len(ranked)} layers in int8: {fit.drop:+.2f} points lost")
+        tried.append(fit)
+        return fit
+
+    failed = -1
+    for count in doubling(len(ranked)):
+        fit = attempt(count)
         if fit.drop <= max_drop:
-            return fit
-        if best is None or fit.drop < best.drop:
-            best = fit
-    assert best is not None  # find_layers returns at least one
+            return _fewer(attempt, fit, failed, max_drop)
+        failed = count
+    best = min(tried, key=lambda fit: fit.drop)
     raise ExportError(
         f"int8 loses more than {max_drop} points with any choice of layers. Best found: "
         f"{best.drop:.2f} points with {len(best.layers)} of {len(ranked)} layers. Nothing was "
         "written. Allow more with --max-drop, calibrate on more images, or use fp32."
     )
+
+
+def doubling(below: int) -> list[int]:
+    """Return 0, 1, 2, 4, ... and, at the end, the largest number below ``below``."""
+    powers = (1 << bit for bit in range(below.bit_length()))
+    return sorted({0, below - 1, *(count for count in powers if count < below)})
+
+
+def _fewer(attempt: Callable[[int], Fit], fit: Fit, failed: int, max_drop: float) -> Fit:
+    """Return a fit that gives fewer layers back, down to one more than an attempt that failed."""
+    while len(fit.given_back) - failed > 1:
+        tried = attempt((len(fit.given_back) + failed) // 2)
+        if tried.drop <= max_drop:
+            fit = tried
+        else:
+            failed = len(tried.given_back)
+    return fit
 
 
 def measure_accuracy(run: Run, images: Labelled, masks: NDArray[np.bool_]) -> Accuracy:
@@ -137,6 +166,16 @@ def rank_layers(
         for layer in layers
     }
     return dict(sorted(moved.items(), key=lambda item: -item[1]))
+
+
+def by_bargain(moved: Mapping[str, float], macs: Mapping[str, int]) -> list[str]:
+    """Return layers, the worst bargain first: the one that moves the maps most for each MAC.
+
+    Args:
+        moved: Layer -> how far it alone moves the maps.
+        macs: Layer -> the multiply-accumulates that it does for an image.
+    """
+    return sorted(moved, key=lambda layer: -moved[layer] / macs[layer])
 
 
 def _maps(

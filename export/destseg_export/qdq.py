@@ -25,6 +25,7 @@ import onnx
 
 from destseg_deploy.errors import ExportError
 from destseg_export.fusions.graph import Floats, Graph
+from destseg_export.fusions.macs import count_macs, macs_of
 
 SCHEMES = ("u8", "s8")
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "FakeQuantize")
@@ -217,11 +218,13 @@ def _logit_layers(proto: onnx.ModelProto) -> set[str]:
     return {n.name for n in proto.graph.node if n.op_type == "Conv" and n.output[0] in read}
 
 
-def share_of_macs(proto: onnx.ModelProto, layers: Iterable[str]) -> float:
-    """Return which part of the graph's MACs the layers do."""
-    from destseg_export.fusions.macs import count_macs, macs_of
-
+def macs_by_layer(proto: onnx.ModelProto, layers: Iterable[str]) -> dict[str, int]:
+    """Return layer -> the multiply-accumulates that it does for an image."""
     chosen = set(layers)
     graph = Graph(proto)
-    done = sum(macs_of(graph, node) for node in graph.nodes("Conv") if node.name in chosen)
-    return done / count_macs(proto)
+    return {node.name: macs_of(graph, node) for node in graph.nodes("Conv") if node.name in chosen}
+
+
+def share_of_macs(proto: onnx.ModelProto, layers: Iterable[str]) -> float:
+    """Return which part of the graph's MACs the layers do."""
+    return sum(macs_by_layer(proto, layers).values()) / count_macs(proto)

@@ -1,9 +1,8 @@
 """FP32 artifact to INT8 artifact: calibrate, rank, quantise within the budget, write.
 
-By default only the segmentation network is quantised: it does four fifths of the arithmetic, while
-8 bit in the student's decoder destroys the maps and in teacher or encoder moves the scores. Its
-last 1x1 convolution, the sigmoid, and everything between teacher, student and segmentation network
-stay in float32.
+Teacher, the student's encoder and the segmentation network are quantised as far as the budget
+allows. The student's decoder is not, since 8 bit there destroys the maps; nor are the last 1x1
+convolution, the sigmoid, and everything between the three.
 """
 
 from __future__ import annotations
@@ -34,10 +33,18 @@ from destseg_export.calibrate import (
     read_normal,
 )
 from destseg_export.fusing import FOR_INT8, fuse
-from destseg_export.int8_budget import Accuracy, Fit, fit_budget, measure_accuracy, rank_layers
+from destseg_export.int8_budget import (
+    Accuracy,
+    Fit,
+    by_bargain,
+    fit_budget,
+    measure_accuracy,
+    rank_layers,
+)
 from destseg_export.qdq import (
     SCHEMES,
     find_layers,
+    macs_by_layer,
     quantize_layers,
     share_of_macs,
     tensors_around,
@@ -65,7 +72,7 @@ class Int8Options:
     """
 
     scheme: str = "u8"
-    parts: tuple[str, ...] = ("segmentation_net",)
+    parts: tuple[str, ...] = PARTS
     max_drop: float = 0.5
     images: int = 32
     textures: Path | None = None
@@ -122,7 +129,8 @@ def quantize_artifact(
         return measure_accuracy(open_session(graph, outputs), judged, masks)
 
     reference = measure([])
-    fit = fit_budget(measure, reference, list(moved), chosen.max_drop, report)
+    ranked = by_bargain(moved, macs_by_layer(proto, layers))
+    fit = fit_budget(measure, reference, ranked, chosen.max_drop, report)
     parity = {
         "images": where,
         "count": len(judged.frames),

@@ -46,6 +46,14 @@ def test_a_fusion_that_moves_answers_writes_nothing(onnx_artifact, tmp_path, mon
     assert "Error: x.onnx: fusing moved a map by" in result.stderr
 
 
+def test_each_takes_no_file_of_its_own(onnx_artifact, tmp_path):
+    arguments = [str(onnx_artifact), "--each", str(tmp_path / "v"), "--without", "stems"]
+    result = CliRunner().invoke(fuse_command, arguments)
+    assert result.exit_code == 2
+    assert "drop --output and --without" in result.output
+    assert not (tmp_path / "v").exists()
+
+
 def test_an_unknown_rewrite_is_refused(onnx_artifact, tmp_path):
     result = CliRunner().invoke(
         fuse_command,

@@ -6,7 +6,7 @@ from destseg_deploy.errors import ExportError
 
 pytest.importorskip("onnx")
 
-from destseg_export.int8_budget import Accuracy, fit_budget
+from destseg_export.int8_budget import Accuracy, by_bargain, doubling, fit_budget
 
 WHOLE = Accuracy(0.7, 0.9)
 COST = {"a": 0.02, "b": 0.004, "c": 0.001}
@@ -48,3 +48,32 @@ def test_attempts_are_reported():
         "2 of 3 layers in int8: +0.50 points lost",
         "1 of 3 layers in int8: +0.10 points lost",
     ]
+
+
+@pytest.mark.parametrize(
+    ("below", "counts"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 4, 8])]
+)
+def test_counts_double_up_to_a_single_layer_left(below, counts):
+    assert doubling(below) == counts
+
+
+@pytest.mark.parametrize("sensitive", range(49))
+def test_among_many_layers_few_attempts_find_the_smallest_number(sensitive):
+    """Each of the first ``sensitive`` layers alone breaks the budget, the others cost nothing."""
+    layers = [f"layer{i}" for i in range(50)]
+    attempts = []
+
+    def measure(kept):
+        attempts.append(kept)
+        return Accuracy(0.7 - 0.01 * (layers[sensitive - 1] in kept if sensitive else 0), 0.9)
+
+    fit = fit_budget(measure, WHOLE, layers, 0.5)
+    assert len(fit.given_back) == sensitive
+    assert fit.layers in attempts  # what is returned was measured
+    assert len(attempts) <= 13
+
+
+def test_a_small_layer_that_moves_the_maps_is_given_back_before_a_large_one():
+    moved = {"large": 3.0, "small": 2.0, "still": 0.5}
+    assert by_bargain(moved, {"large": 10, "small": 1, "still": 1}) == ["small", "still", "large"]
+    assert by_bargain(moved, dict.fromkeys(moved, 1)) == ["large", "small", "still"]

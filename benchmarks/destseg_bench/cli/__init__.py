@@ -12,6 +12,7 @@ from destseg_bench.cli.cpu import cpu
 from destseg_bench.cli.gpu_acceptance import gpu_acceptance
 from destseg_bench.cli.latency import latency
 from destseg_bench.cli.report import report
+from destseg_bench.cli.rewrites import rewrites
 from destseg_bench.cli.systems import systems
 from destseg_bench.cli.table_s4 import table_s4
 from destseg_bench.cli.training import training
@@ -38,6 +39,7 @@ bench.add_command(cpu)
 bench.add_command(gpu_acceptance)
 bench.add_command(latency)
 bench.add_command(report)
+bench.add_command(rewrites)
 bench.add_command(systems)
 bench.add_command(table_s4)
 bench.add_command(training)

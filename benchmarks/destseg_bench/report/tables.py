@@ -7,6 +7,7 @@ from typing import Any
 
 from destseg_bench.report import accuracy, speed
 from destseg_bench.report.builds import builds
+from destseg_bench.report.rewrites import rewrites
 from destseg_bench.report.table import Table
 from destseg_deploy.errors import DataError
 
@@ -24,6 +25,7 @@ BY_KIND: dict[str, Render] = {
     "half": accuracy.half,
     "agreement": accuracy.agreement,
     "builds": builds,
+    "rewrites": rewrites,
 }
 
 

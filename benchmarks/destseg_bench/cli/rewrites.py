@@ -1,0 +1,96 @@
+"""destseg-bench rewrites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from destseg_deploy.cli.options import FILE, FOLDER, THREADS
+from destseg_deploy.cli.training_options import counts
+from destseg_deploy.console import OneLineErrors, progress
+from destseg_deploy.environment import describe_environment
+
+ROW = "{:<16} {:<12} {:>5} {:>7} {:>8} {:>6} {:>13}"
+HEADS = ("without", "back end", "batch", "GMAC", "ms", "ratio", "95 %")
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("plain", type=FILE)
+@click.argument("folder", type=FOLDER)
+@click.option("--images", type=FOLDER, required=True, help="Folder with images to score.")
+@click.option(
+    "--batch",
+    "batches",
+    default="1",
+    metavar="N[,N...]",
+    callback=counts,
+    help="Images per call; one table for each.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls each.")
+@THREADS
+@click.option("--output", type=FILE, help="JSON file, written anew after each back end.")
+def rewrites(
+    plain: Path,
+    folder: Path,
+    images: Path,
+    batches: tuple[int, ...],
+    rounds: int,
+    threads: int,
+    output: Path | None,
+) -> None:
+    """Time what each rewrite of destseg-export fuse is worth on this CPU.
+
+    PLAIN is the export without fusions, FOLDER what destseg-export fuse PLAIN --each FOLDER wrote.
+    A ratio is the time without a rewrite by the time with all of them, round by round: below 1 the
+    rewrite is a loss.
+    """
+    from destseg_bench.latency import find_frames
+    from destseg_bench.result_file import write_result
+    from destseg_bench.rewrites import BACK_ENDS, time_rewrites
+    from destseg_deploy.data.images import read_image
+    from destseg_deploy.data.resize import resize_image
+    from destseg_deploy.spec import ModelSpec
+
+    size = ModelSpec.read(plain).size
+    paths = find_frames(images, max(batches))
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "kind": "rewrites",
+        "environment": describe_environment(),
+        "rounds": rounds,
+        "threads": threads,
+        "complete": False,
+        "rows": rows,
+    }
+    click.echo(ROW.format(*HEADS))
+    for batch in batches:
+        frames = np.stack(
+            [resize_image(read_image(paths[i % len(paths)]), size) for i in range(batch)]
+        )
+        for back_end in BACK_ENDS:
+            with progress(back_end) as advance:
+                found = time_rewrites(
+                    plain, folder, frames, back_end, rounds=rounds, threads=threads, report=advance
+                )
+            rows += found
+            for row in found:
+                click.echo(_line(row))
+            result["complete"] = len(rows) == len(found) * len(BACK_ENDS) * len(batches)
+            if output is not None:
+                write_result(output, result)
+
+
+def _line(row: dict[str, Any]) -> str:
+    ratio = row["ratio"]
+    return ROW.format(
+        row["contender"],
+        row["back_end"],
+        row["batch"],
+        f"{row['gmac']:.2f}",
+        f"{row['milliseconds']['median']:.1f}",
+        f"{ratio['median']:.3f}",
+        f"{ratio['low']:.3f}-{ratio['high']:.3f}",
+    )

@@ -1,0 +1,69 @@
+"""What each rewrite is worth: pairs of rounds, an interval that counts, the command."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy.stats import binom
+
+from destseg_bench.report.tables import tables_of
+from destseg_bench.rewrites import cut_from_each_end, list_variants, paired_ratio
+from destseg_deploy.errors import DataError
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 10, 30, 101])
+def test_the_interval_is_the_sign_tests(count):
+    cut = cut_from_each_end(count)
+    assert binom.cdf(cut, count, 0.5) <= 0.025 or cut == 0
+    assert binom.cdf(cut + 1, count, 0.5) > 0.025 or cut == (count - 1) // 2
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(1000):
+        shared = rng.lognormal(0, 0.5, 20)  # what the machine does to both in a round
+        ratio = paired_ratio(1.1 * shared * rng.lognormal(0, 0.1, 20), shared)
+        hits += ratio.low <= 1.1 <= ratio.high
+    assert 940 <= hits <= 990
+
+
+def test_rounds_are_compared_in_pairs():
+    slow_machine = [1.0, 10.0, 100.0]
+    ratio = paired_ratio([2.0, 20.0, 200.0], slow_machine)
+    assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_a_folder_without_variants_is_refused(tmp_path):
+    (tmp_path / "fused.onnx").touch()
+    with pytest.raises(DataError, match="fuse PLAIN --each FOLDER"):
+        list_variants(tmp_path)
+
+
+def test_each_rewrite_is_left_out_and_timed(onnx_artifact, category, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    from destseg_bench.cli.rewrites import rewrites
+    from destseg_export import fuse_variants
+
+    monkeypatch.setattr(fuse_variants, "DEFAULT", ("batch-norms", "pooled-branch"))
+    told: list[str] = []
+    written = fuse_variants.write_variants(onnx_artifact, tmp_path, report=told.append)
+    assert [path.name for path in written] == ["fused.onnx", "without-pooled-branch.onnx"]
+    assert any(line.startswith("batch-norms: changes nothing") for line in told)
+    output = tmp_path / "rewrites.json"
+    arguments = [str(onnx_artifact), str(tmp_path), "--images", str(category / "test")]
+    done = CliRunner().invoke(rewrites, [*arguments, "--rounds", "2", "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    result = json.loads(output.read_text())
+    assert result["complete"]
+    rows = {(row["contender"], row["back_end"]): row for row in result["rows"]}
+    assert len(rows) == 3 * 2
+    for back_end in ("onnxruntime", "openvino"):
+        costs = [rows[n, back_end]["gmac"] for n in ("fused", "pooled-branch", "plain")]
+        assert costs[0] < costs[1] == costs[2]
+        assert rows["fused", back_end]["ratio"]["median"] == 1.0
+    (table,) = tables_of(result, "rewrites.json")
+    assert [row[0] for row in table.rows] == ["fused", "plain", "pooled-branch"]
+    assert all(len(row) == len(table.heads) for row in table.rows)
