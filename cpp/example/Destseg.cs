@@ -1,7 +1,7 @@
 // Destseg.cs: destseg.h for C#, by P/Invoke. An example: compile it into your project, with
 // libdestseg.so, destseg.dll or libdestseg.dylib where the loader finds it. Not compiled by this
 // project's tests, which have no .NET; the layouts are checked against destseg.h by
-// tests/cpp/test_csharp.py.
+// tests/cpp/test_package.py.
 using System;
 using System.Runtime.InteropServices;
 using System.Text;
@@ -21,6 +21,7 @@ namespace Destseg
         public uint Reserved;
         public IntPtr Backend; // UTF-8, or zero
         public IntPtr Device;  // UTF-8, or zero
+        public IntPtr Precision; // UTF-8, or zero; of OpenVINO only
     }
 
     [StructLayout(LayoutKind.Sequential)]
@@ -107,12 +108,24 @@ namespace Destseg
         private const uint AbiVersion = 1;
         private IntPtr handle;
 
-        public Predictor(string path)
+        // Names as in destseg_options; null and 0 for its defaults.
+        public Predictor(string path, string backend = null, string device = null,
+                         string precision = null, int threads = 0, int parallel = 0)
         {
             if (Native.destseg_abi_version() != AbiVersion)
                 throw new InvalidOperationException("libdestseg has another ABI than Destseg.cs");
-            var options = new Options { StructSize = (uint)Marshal.SizeOf<Options>() };
-            Check(Native.destseg_open(Utf8(path), ref options, out handle));
+            var options = new Options {
+                StructSize = (uint)Marshal.SizeOf<Options>(), Threads = threads, Parallel = parallel,
+                Backend = Marshal.StringToCoTaskMemUTF8(backend),
+                Device = Marshal.StringToCoTaskMemUTF8(device),
+                Precision = Marshal.StringToCoTaskMemUTF8(precision) };
+            try { Check(Native.destseg_open(Utf8(path), ref options, out handle)); }
+            finally
+            {
+                Marshal.FreeCoTaskMem(options.Backend);
+                Marshal.FreeCoTaskMem(options.Device);
+                Marshal.FreeCoTaskMem(options.Precision);
+            }
         }
 
         public Info Info

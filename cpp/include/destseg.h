@@ -23,9 +23,11 @@
  * - Do not call from a signal handler, from DllMain, or in a child after fork without exec.
  * - Paths and texts are UTF-8, on Windows too.
  *
- * The structs only ever grow at their end, and the library reads and writes no more of one than
- * its struct_size says; so a host that was compiled with an older header keeps working for as long
- * as destseg_abi_version() stays the same.
+ * Structs with a struct_size only ever grow at their end, and the library reads and writes no more
+ * of one than its struct_size says; so a host that was compiled with an older header keeps working
+ * for as long as destseg_abi_version() stays the same. A host with a newer header works, too, unless
+ * it sets an option that the library does not know, which is refused. The other structs do not
+ * change.
  */
 #ifndef DESTSEG_H
 #define DESTSEG_H
@@ -74,11 +76,15 @@ typedef struct destseg_options {
   uint32_t struct_size; /* sizeof(destseg_options) */
   int32_t threads;      /* threads within one inference on a CPU; 0 leaves it to the back end */
   int32_t parallel;     /* calls on this handle that run at once, 1 to 64; 0 means 2 */
-  uint32_t reserved;    /* 0 */
+  uint32_t reserved;    /* 0, or the call fails */
   const char *backend;  /* "onnxruntime", "openvino" or "tensorrt"; NULL takes, for .onnx, the
                            first of these that was built in, and for .engine TensorRT */
   const char *device;   /* "cpu", "cuda" or "cuda:<index>"; NULL means "cpu" for .onnx and "cuda"
                            for .engine. What was asked for runs, or the call fails */
+  const char *precision; /* for OpenVINO only: "fp32", or "bf16" where the CPU computes in it: about
+                           twice as fast, with scores that differ by up to a few hundredths, so set
+                           the threshold in the precision that runs. NULL means "fp32". Layers that
+                           the artifact holds in INT8 run in INT8 either way */
 } destseg_options;
 
 /* What an artifact takes and gives. */
@@ -115,7 +121,7 @@ typedef struct destseg_frame {
   int32_t height;
   int32_t width;
   int32_t format;        /* DESTSEG_GREY8, DESTSEG_RGB8 or DESTSEG_BGR8 */
-  uint32_t reserved;     /* 0 */
+  uint32_t reserved;     /* 0, or the call fails */
 } destseg_frame;
 
 /* Verdicts. */
@@ -144,8 +150,9 @@ DESTSEG_API const char *destseg_backends(void) DESTSEG_NOEXCEPT;
  * same subroutine VI, or call this library in the UI thread. */
 DESTSEG_API const char *destseg_last_error(void) DESTSEG_NOEXCEPT;
 
-/* Open an artifact, with its .json beside it (a.json for a.onnx, a.engine.json for a.engine). The
- * spec is validated before the artifact is touched, and the artifact's SHA-256 compared before a back end reads it.
+/* Open an artifact, with its .json beside it (a.json for a.onnx, a.engine.json for a.engine).
+ * The spec is validated before the artifact is touched, and the artifact's SHA-256 compared before a
+ * back end reads it.
  *
  *   path       .onnx or .engine
  *   options    NULL for the defaults

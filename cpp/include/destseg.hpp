@@ -153,6 +153,7 @@ struct Options {
   std::string device;   // empty: chosen by the artifact
   int threads = 0;
   int parallel = 0;
+  std::string precision;  // of OpenVINO only, "fp32" or "bf16"; empty: fp32
 };
 
 // An open artifact. May be shared by threads as destseg.h says; moved, not copied.
@@ -170,6 +171,7 @@ class Predictor {
     given.parallel = options.parallel;
     given.backend = options.backend.empty() ? nullptr : options.backend.c_str();
     given.device = options.device.empty() ? nullptr : options.device.c_str();
+    given.precision = options.precision.empty() ? nullptr : options.precision.c_str();
     destseg_predictor *opened = nullptr;
     detail::check(destseg_open(path.c_str(), &given, &opened));
     handle_.reset(opened);

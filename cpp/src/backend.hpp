@@ -40,6 +40,7 @@ struct Request {
   std::string backend;  // "onnxruntime", "openvino" or "tensorrt"
   std::string device;   // "cpu", "cuda" or "cuda:<index>"
   int threads = 0;
+  std::string precision;  // "fp32" or "bf16"; of OpenVINO only
 };
 
 // The index in "cuda:<index>"; 0 without one.

@@ -1,11 +1,13 @@
 // ONNX Runtime, through its C API: any library that is at least as new as the headers.
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
 #include "backend.hpp"
 #include "error.hpp"
+#include "int8_probe.hpp"
 
 namespace destseg_core {
 namespace {
@@ -85,6 +87,7 @@ class OrtBackend final : public Backend {
     check(ort().SetIntraOpNumThreads(options.get(), request.threads));
     check(ort().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR));
     if (request.device != "cpu") use_cuda(options, request.device);
+    if (request.device == "cpu" && spec.precision == "int8" && saturates()) use_exact(options);
     check(ort().CreateSession(env_.get(), path_.c_str(), options.get(), session_.receive()));
     check_tensors();
   }
@@ -123,6 +126,37 @@ class OrtBackend final : public Backend {
                           "' (" + message_of(status) +
                           "). Load the artifact again; on a GPU, nvidia-smi shows its memory and "
                           "errors.");
+  }
+
+  // Whether sums of uint8 by int8 stop at 16 bit on this CPU; see int8_probe.hpp.
+  bool saturates() const {
+    Options options;
+    check(ort().CreateSessionOptions(options.receive()));
+    check(ort().SetIntraOpNumThreads(options.get(), 1));
+    check(ort().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR));
+    Session session;
+    check(ort().CreateSessionFromArray(env_.get(), kProbeGraph, sizeof kProbeGraph, options.get(),
+                                       session.receive()));
+    constexpr std::int64_t kRows = 4, kColumns = 16;
+    std::vector<std::uint8_t> left(kRows * kProbeTerms, kProbeLeft);
+    std::vector<std::int8_t> right(kProbeTerms * kColumns, kProbeRight);
+    std::vector<std::int32_t> found(kRows * kColumns);
+    Value a, b, y;
+    wrap<2>(left.data(), left.size(), {kRows, kProbeTerms}, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, a);
+    wrap<2>(right.data(), right.size(), {kProbeTerms, kColumns}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+            b);
+    wrap<2>(found.data(), found.size(), {kRows, kColumns}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, y);
+    const char *const inputs[] = {"a", "b"}, *const outputs[] = {"y"};
+    const OrtValue *given[] = {a.get(), b.get()};
+    OrtValue *wanted[] = {y.get()};
+    check_run(ort().Run(session.get(), nullptr, inputs, given, 2, outputs, 1, wanted));
+    const auto right_sum = [](std::int32_t sum) { return sum == kProbeSum; };
+    return !std::all_of(found.begin(), found.end(), right_sum);
+  }
+
+  // Weights become uint8, which has exact kernels everywhere; slower, so only where it is needed.
+  void use_exact(const Options &options) const {
+    check(ort().AddSessionConfigEntry(options.get(), "session.x64quantprecision", "1"));
   }
 
   void use_cuda(const Options &options, const std::string &device) const {

@@ -1,11 +1,56 @@
-// OpenVINO on the CPU, in float32: its default is bfloat16 on processors that have it.
+// OpenVINO on the CPU, in float32 unless asked otherwise: its default is bfloat16 on processors that
+// have it.
 #include <openvino/openvino.hpp>
+#include <openvino/opsets/opset13.hpp>
+
+#include <algorithm>
+#include <exception>
+#include <new>
 
 #include "backend.hpp"
 #include "error.hpp"
+#include "int8_probe.hpp"
 
 namespace destseg_core {
 namespace {
+
+// y = convolution of uint8 steps by int8 weights, as a quantised graph has them.
+std::shared_ptr<ov::Model> probe_model() {
+  namespace op = ov::opset13;
+  constexpr std::size_t kChannels = 16, kTerms = kProbeTerms;
+  const auto constant = [](float value) {
+    return op::Constant::create(ov::element::f32, {}, {value});
+  };
+  const auto images = std::make_shared<op::Parameter>(ov::element::f32, ov::Shape{1, kTerms, 1, 1});
+  const auto low = constant(0), high = constant(255);
+  const auto steps = std::make_shared<op::FakeQuantize>(images, low, high, low, high, 256);
+  const auto whole = op::Constant::create(ov::element::i8, {kChannels, kTerms, 1, 1},
+                                          std::vector<std::int8_t>(kChannels * kTerms, kProbeRight));
+  const auto scales = op::Constant::create(ov::element::f32, {kChannels, 1, 1, 1},
+                                           std::vector<float>(kChannels, 1));
+  const auto weights = std::make_shared<op::Multiply>(
+      std::make_shared<op::Convert>(whole, ov::element::f32), scales);
+  const auto sums = std::make_shared<op::Convolution>(
+      steps, weights, ov::Strides{1, 1}, ov::CoordinateDiff{0, 0}, ov::CoordinateDiff{0, 0},
+      ov::Strides{1, 1});
+  return std::make_shared<ov::Model>(ov::OutputVector{sums}, ov::ParameterVector{images}, "probe");
+}
+
+// Whether sums of uint8 by int8 stop at 16 bit on this CPU; see int8_probe.hpp.
+bool saturates(ov::Core &core) {
+  auto compiled = core.compile_model(probe_model(), "CPU",
+                                     ov::hint::inference_precision(ov::element::f32),
+                                     ov::inference_num_threads(1));
+  ov::InferRequest request = compiled.create_infer_request();
+  ov::Tensor images(ov::element::f32, {1, static_cast<std::size_t>(kProbeTerms), 1, 1});
+  std::fill_n(images.data<float>(), images.get_size(), static_cast<float>(kProbeLeft));
+  request.set_input_tensor(images);
+  request.infer();
+  const ov::Tensor found = request.get_output_tensor();
+  const auto right = [](float sum) { return sum == static_cast<float>(kProbeSum); };
+  return !std::all_of(found.data<const float>(), found.data<const float>() + found.get_size(),
+                      right);
+}
 
 class OpenVinoBackend final : public Backend {
  public:
@@ -14,12 +59,15 @@ class OpenVinoBackend final : public Backend {
       throw backend_error("device " + python_repr(request.device) +
                           ": the OpenVINO back end runs on 'cpu' only.");
     try {
-      ov::AnyMap options{ov::hint::inference_precision(ov::element::f32)};
-      if (request.threads > 0) options.insert(ov::inference_num_threads(request.threads));
+      const ov::AnyMap options = options_of(request);
       const auto model = core_.read_model(request.path.u8string());
       check_tensors(*model, request.path);
       model_ = core_.compile_model(model, "CPU", options);
-    } catch (const ov::Exception &error) {
+    } catch (const Error &) {
+      throw;
+    } catch (const std::bad_alloc &) {
+      throw;
+    } catch (const std::exception &error) {  // its plugins throw others than its own, too
       throw backend_error(request.path.u8string() + ": OpenVINO cannot open it (" +
                           one_line(error.what()) + "). Export it again.");
     }
@@ -32,6 +80,21 @@ class OpenVinoBackend final : public Backend {
   ov::InferRequest request() { return model_.create_infer_request(); }
 
  private:
+  ov::AnyMap options_of(const Request &request) {
+    const bool half = request.precision == "bf16";
+    const auto able = core_.get_property("CPU", ov::device::capabilities);
+    if (half && std::find(able.begin(), able.end(), ov::device::capability::BF16) == able.end())
+      throw backend_error("precision 'bf16': this CPU does not compute in it. Use 'fp32', or an "
+                          "INT8 artifact.");
+    ov::AnyMap options{
+        ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+        ov::hint::inference_precision(half ? ov::element::bf16 : ov::element::f32)};
+    if (request.threads > 0) options.insert(ov::inference_num_threads(request.threads));
+    // There are no exact INT8 kernels then; in float32, the rounded values add up rightly.
+    if (spec_.precision == "int8" && saturates(core_)) options["LP_TRANSFORMS_MODE"] = "NO";
+    return options;
+  }
+
   // Buffers are sized by the spec, so the graph must agree with it.
   void check_tensors(const ov::Model &model, const std::filesystem::path &path) const {
     const auto fits = [](const ov::Output<const ov::Node> &tensor, const std::string &name,
@@ -78,7 +141,9 @@ class OpenVinoLane final : public Lane {
       request_.infer();
       maps_ = request_.get_tensor(spec_.map_name);
       scores_ = request_.get_tensor(spec_.score_name);
-    } catch (const ov::Exception &error) {
+    } catch (const std::bad_alloc &) {
+      throw;
+    } catch (const std::exception &error) {
       throw backend_error(spec_.artifact.file + ": OpenVINO failed (" + one_line(error.what()) +
                           ").");
     }

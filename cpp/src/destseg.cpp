@@ -2,6 +2,7 @@
 #include "destseg.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <filesystem>
@@ -20,14 +21,23 @@ namespace {
 
 thread_local std::string last_error;
 
-destseg_status failed(destseg_status status, const char *message) noexcept {
+destseg_status failed(destseg_status status, const std::exception &error) noexcept {
   try {
-    last_error = message;
+    last_error = status == DESTSEG_ERROR_INTERNAL ? one_line(error.what()) : error.what();
   } catch (...) {  // no memory for the text; what is there is shorter than nothing
     last_error.clear();
   }
   return status;
 }
+
+struct OutOfMemory : std::exception {
+  const char *what() const noexcept override {
+    return "out of memory. Pass fewer or smaller frames.";
+  }
+};
+struct NoException : std::exception {
+  const char *what() const noexcept override { return "an exception that is no std::exception"; }
+};
 
 template <typename Call>
 destseg_status guarded(const Call &call) noexcept {
@@ -35,28 +45,48 @@ destseg_status guarded(const Call &call) noexcept {
     call();
     return DESTSEG_OK;
   } catch (const Error &error) {
-    return failed(error.status, error.what());
+    return failed(error.status, error);
   } catch (const std::bad_alloc &) {
-    return failed(DESTSEG_ERROR_MEMORY, "out of memory. Pass fewer or smaller frames.");
-  } catch (const std::exception &error) {
-    return failed(DESTSEG_ERROR_INTERNAL, error.what());
+    return failed(DESTSEG_ERROR_MEMORY, OutOfMemory());
+  } catch (const std::exception &error) {  // of a runtime, perhaps of many lines
+    return failed(DESTSEG_ERROR_INTERNAL, error);
   } catch (...) {
-    return failed(DESTSEG_ERROR_INTERNAL, "an exception that is no std::exception");
+    return failed(DESTSEG_ERROR_INTERNAL, NoException());
   }
 }
 
 constexpr std::uint32_t kLargestStruct = 4096;  // anything longer is not a size
 
-// Copy as much of a struct as the caller's header knew.
+// Where a struct ended in a release. Options of another size would cut a pointer in two.
+bool is_size(std::uint32_t size, const destseg_options &) {
+  return size == offsetof(destseg_options, precision) ||
+         (size >= sizeof(destseg_options) && size <= kLargestStruct);
+}
+bool is_size(std::uint32_t size, const destseg_info &) {
+  return size >= sizeof(std::uint32_t) && size <= kLargestStruct;
+}
+
+// Copy as much of a struct as the caller's header knew and this library knows.
 template <typename T>
 T known_part(const T *given, const char *name) {
   const std::uint32_t size = given->struct_size;
-  if (size < sizeof(std::uint32_t) || size > kLargestStruct)
+  if (!is_size(size, *given))
     throw argument_error(std::string(name) + ": struct_size " + std::to_string(size) +
                          ", expected " + std::to_string(sizeof(T)) + ". Set it to sizeof.");
   T known{};
   std::memcpy(&known, given, std::min<std::size_t>(size, sizeof(T)));
   return known;
+}
+
+// What the caller's header knew beyond this library's must not have been asked for.
+void check_rest(const destseg_options &given) {
+  const auto *const bytes = reinterpret_cast<const unsigned char *>(&given);
+  const auto set = [](unsigned char byte) { return byte != 0; };
+  if (given.struct_size > sizeof given &&
+      std::any_of(bytes + sizeof given, bytes + given.struct_size, set))
+    throw argument_error("options: struct_size " + std::to_string(given.struct_size) +
+                         " with an option set that is newer than this library, version " +
+                         DESTSEG_VERSION + ". Install a newer one, or leave it zero.");
 }
 
 bool is_device(const std::string &device) {
@@ -71,6 +101,17 @@ std::string default_backend(const std::filesystem::path &path) {
   for (const std::string &name : backend_names())
     if (name != "tensorrt") return name;
   return "onnxruntime";
+}
+
+void check_precision(const std::string &name, const std::string &backend,
+                     const std::string &precision) {
+  if (backend != "openvino")
+    throw backend_error(name + ": precision " + python_repr(precision) +
+                        " was given, but the back end is " + python_repr(backend) +
+                        ". Pass back end 'openvino', or drop it.");
+  if (precision != "fp32" && precision != "bf16")
+    throw backend_error("precision " + python_repr(precision) +
+                        ": expected fp32 or bf16 for OpenVINO.");
 }
 
 Request request_of(const char *path, const destseg_options &options) {
@@ -94,12 +135,18 @@ Request request_of(const char *path, const destseg_options &options) {
                         " does not open such files. Expected " +
                         (engine ? "tensorrt." : "onnxruntime or openvino."));
   request.threads = options.threads;
+  if (options.precision != nullptr) check_precision(name, request.backend, options.precision);
+  request.precision = options.precision != nullptr ? options.precision : "fp32";
   return request;
 }
 
 std::shared_ptr<Predictor> open(const char *path, const destseg_options *given) {
   if (path == nullptr) throw argument_error("path: null. Pass the artifact's path.");
   const destseg_options options = given == nullptr ? destseg_options{} : known_part(given, "options");
+  if (given != nullptr) check_rest(*given);
+  if (options.reserved != 0)
+    throw argument_error("options: reserved " + std::to_string(options.reserved) +
+                         ", expected 0. Zero the struct before setting it.");
   if (options.threads < 0 || options.threads > 1024)
     throw argument_error("options: threads " + std::to_string(options.threads) +
                          ", expected 0 to 1024.");

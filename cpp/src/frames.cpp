@@ -40,6 +40,9 @@ void check_layout(const destseg_frame &frame) {
   if (frame.format < DESTSEG_GREY8 || frame.format > DESTSEG_BGR8)
     throw argument_error("frame: format " + std::to_string(frame.format) +
                          ", expected DESTSEG_GREY8 (1), DESTSEG_RGB8 (2) or DESTSEG_BGR8 (3).");
+  if (frame.reserved != 0)
+    throw argument_error("frame: reserved " + std::to_string(frame.reserved) +
+                         ", expected 0. Zero the struct before setting it.");
   if (frame.pixels == nullptr) throw argument_error("frame: pixels is null. Pass its memory.");
   const std::int64_t least = packed_stride(frame), stride = frame.stride;
   if (stride != 0 && stride < least && stride > -least)

@@ -42,9 +42,9 @@ void check(destseg_status status) {
 
 int measure(const char *path, const char *backend, int calls, int threads) {
   const destseg_core::Spec spec = destseg_core::read_spec(path);
-  const auto bare = destseg_core::open_backend({path, backend, "cpu", threads}, spec);
+  const auto bare = destseg_core::open_backend({path, backend, "cpu", threads, "fp32"}, spec);
   const auto lane = bare->open_lane();
-  const destseg_options options{sizeof options, threads, 1, 0, backend, "cpu"};
+  const destseg_options options{sizeof options, threads, 1, 0, backend, "cpu", nullptr};
   destseg_predictor *predictor = nullptr;
   check(destseg_open(path, &options, &predictor));
 

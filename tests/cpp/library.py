@@ -97,6 +97,7 @@ class Options(Structure):
         ("reserved", c_uint32),
         ("backend", c_char_p),
         ("device", c_char_p),
+        ("precision", c_char_p),
     )
 
 
@@ -192,8 +193,9 @@ class Library:
 
     def open(self, path: Path | str, backend: str | None = None, **options: int) -> Handle:
         """Open an artifact."""
-        device = options.pop("device", None)
+        device, precision = options.pop("device", None), options.pop("precision", None)
         given = Options(ctypes.sizeof(Options), **options)
+        given.precision = None if precision is None else str(precision).encode()
         given.backend = None if backend is None else backend.encode()
         given.device = None if device is None else str(device).encode()
         handle = c_void_p()

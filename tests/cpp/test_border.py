@@ -14,6 +14,7 @@ import pytest
 from destseg_deploy.errors import BackendError, DestsegError, ShapeError, SpecError
 from destseg_deploy.predictor import Predictor, load
 from destseg_deploy.runtime.base import Prediction
+from destseg_deploy.runtime.cpu_options import OpenVinoOptions
 from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
 from destseg_deploy.spec import BatchRange, InputSpec, NetworkSpec, Threshold
 from tests.cpp.conftest import unpacked, write_engine, write_packing_model
@@ -178,6 +179,7 @@ def test_another_size_than_the_camera_graphs_is_refused_as_in_python(library, tm
         ({"format": 0}, "argument", "format 0, expected"),
         ({"format": 4}, "argument", "format 4, expected"),
         ({"pixels": None}, "argument", "pixels is null"),
+        ({"reserved": 7}, "argument", "reserved 7, expected 0"),
         ({"stride": 17}, "argument", "a stride of 17 bytes, expected at least the 18"),
         ({"stride": -17}, "argument", "a stride of -17 bytes"),
         ({"stride": 2**62}, "argument", "at most 2^40"),
@@ -252,12 +254,47 @@ def test_structs_of_another_size(library, handle, engine):
         ({"threads": -1}, "threads -1"),
         ({"threads": 5000}, "threads 5000"),
         ({"parallel": 65}, "65"),
+        ({"reserved": 9}, "reserved 9, expected 0"),
     ],
 )
 def test_impossible_options_are_refused(library, engine, options, words):
     with pytest.raises(Refused, match=words) as error:
         library.open(engine, **options)
     assert error.value.status == "argument"
+
+
+@pytest.mark.parametrize("size", [4, 16, 20, 33, 39])
+def test_options_cut_in_a_pointer_are_refused(library, engine, size):
+    """Half a pointer would be followed; only sizes of a release are taken."""
+    cut = Options(size)
+    cut.backend = b"tensorrt"
+    call = partial(library.c.destseg_open, str(engine).encode(), byref(cut), byref(c_void_p()))
+    assert f"struct_size {size}, expected" in refused(library, call, "argument")
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_options_of_a_newer_header_are_taken_only_when_zero(library, engine, value):
+    longer = (ctypes.c_uint8 * (ctypes.sizeof(Options) + 8))()
+    longer[ctypes.sizeof(Options) + 7] = value
+    options = ctypes.cast(longer, ctypes.POINTER(Options))
+    options.contents.struct_size = len(longer)
+    handle = c_void_p()
+    call = partial(library.c.destseg_open, str(engine).encode(), options, byref(handle))
+    if value:
+        assert "newer than this library" in refused(library, call, "argument")
+    else:
+        library.check(call())
+    library.c.destseg_close(handle)
+
+
+def test_precision_is_openvinos_and_one_of_two(library, engine, packing):
+    with pytest.raises(Refused, match="precision 'fp32' was given, but the back end is 'tensorrt'"):
+        library.open(engine, precision="fp32")
+    options = OpenVinoOptions(precision="fp16")
+    text = raised(BackendError, lambda: load(packing[0], device="openvino", openvino=options))
+    with pytest.raises(Refused) as error:
+        library.open(packing[0], library.need("openvino"), precision="fp16")
+    assert (error.value.status, error.value.text) == ("backend", text)
 
 
 def test_a_closed_handle_is_refused_everywhere(library, engine, image):

@@ -125,6 +125,20 @@ def test_a_host_is_built_by_pkg_config(prefix, library, tmp_path, engine):
     assert second == "2 frame: expected uint8 (H, W, 3) or (H, W), got uint8 (0, 6, 3)."
 
 
+def test_pkg_config_follows_an_installation_to_another_prefix(prefix, tmp_path):
+    """As the README installs: the prefix is first named by cmake --install."""
+    if shutil.which("pkg-config") is None:
+        pytest.skip("pkg-config is not installed")
+    other = tmp_path / "opt"
+    run("cmake", "--install", prefix.parent / "build", "--prefix", other)
+    (folder,) = other.rglob("pkgconfig")
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(folder)}
+    found = run("pkg-config", "--variable=includedir", "destseg", env=environment).stdout.strip()
+    assert Path(found).resolve() == other / "include"
+    assert (Path(found) / "destseg.h").is_file()
+    assert str(prefix) not in next(folder.glob("*.pc")).read_text()
+
+
 CSHARP = (CPP / "example/Destseg.cs").read_text()
 TYPES = {
     "uint": ctypes.c_uint32,

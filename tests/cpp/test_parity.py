@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from destseg_deploy.data.resize import resize_image
 from destseg_deploy.predictor import load
 from tests.cpp.library import Handle, frame_of
 
@@ -18,26 +17,11 @@ THREADS = 1
 SIZES = [(64, 64), (256, 256), (100, 37), (64, 200)]
 
 
-class OpenVinoPython:
-    """The openvino Python package on the same file: what the library's back end must equal."""
-
-    def __init__(self, path: Path, size: tuple[int, int]) -> None:
-        openvino = pytest.importorskip("openvino")
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS}
-        self.model = openvino.Core().compile_model(str(path), "CPU", options)
-        self.size = size
-
-    def __call__(self, frame: np.ndarray) -> tuple[np.ndarray, np.float32]:
-        """Return map and score of one frame."""
-        answers = self.model({"image": resize_image(frame, self.size)[None]})
-        return answers["anomaly_map"][0], answers["score"][0]
-
-
-def references(backend: str, path: Path):
+def references(backend: str, path: Path, **options):
     """Return a function frame -> (map, score), in Python, on the same back end."""
-    predictor = load(path, threads=THREADS)
-    if backend == "openvino":
-        return OpenVinoPython(path, predictor.spec.size)
+    device = "openvino" if backend == "openvino" else "cpu"
+    pytest.importorskip(backend)
+    predictor = load(path, device=device, threads=THREADS, **options)
 
     def score(frame: np.ndarray):
         prediction = predictor(frame)

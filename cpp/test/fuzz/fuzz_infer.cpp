@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -113,7 +114,12 @@ void infer(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const destseg
   const std::size_t floats = frames.size() * static_cast<std::size_t>(info.map_height) *
                              static_cast<std::size_t>(info.map_width);
   const std::size_t room = fuzz.ConsumeBool() ? floats : floats / 2;
-  std::unique_ptr<float[]> maps(new float[room]);
+#ifdef DESTSEG_FUZZ_CONTROL
+  const std::size_t there = room - (frames.size() == 3 ? 1 : 0);  // less than is said
+#else
+  const std::size_t there = room;
+#endif
+  std::unique_ptr<float[]> maps(new float[there]);
   std::vector<destseg_result> results(frames.size());
   results.shrink_to_fit();
   const destseg_status status =
@@ -146,6 +152,33 @@ void use(FuzzedDataProvider &fuzz, destseg_predictor *predictor) {
   }
 }
 
+// Options of any size and content, mostly right; memory as long as struct_size says.
+destseg_status open_with_options(FuzzedDataProvider &fuzz, const std::string &path,
+                                 destseg_predictor **predictor) {
+  const auto word = [&](const std::string &right) {
+    return fuzz.ConsumeIntegralInRange(0, 15) == 0 ? fuzz.ConsumeRandomLengthString(12) : right;
+  };
+  const std::string backend = word("tensorrt"), device = word("cuda:1"), precision = word("fp32");
+  destseg_options options{};
+  options.threads = fuzz.ConsumeBool() ? 0 : fuzz.ConsumeIntegral<std::int32_t>();
+  options.parallel = fuzz.ConsumeIntegralInRange(0, 15) == 0 ? fuzz.ConsumeIntegral<std::int32_t>()
+                                                             : fuzz.ConsumeIntegralInRange(0, 64);
+  options.backend = fuzz.ConsumeBool() ? nullptr : backend.c_str();
+  options.device = fuzz.ConsumeBool() ? nullptr : device.c_str();
+  options.precision = fuzz.ConsumeIntegralInRange(0, 3) != 0 ? nullptr : precision.c_str();
+  options.reserved = fuzz.ConsumeIntegralInRange(0, 15) == 0 ? 1 : 0;
+  const std::size_t size =
+      fuzz.ConsumeBool() ? sizeof options : fuzz.ConsumeIntegralInRange<std::size_t>(4, 4200);
+  options.struct_size = static_cast<std::uint32_t>(size);
+  std::vector<std::uint8_t> memory(std::max(size, sizeof options));  // aligned as new aligns
+  std::memcpy(memory.data(), &options, sizeof options);
+  memory.resize(size);
+  memory.shrink_to_fit();
+  if (size > sizeof options) memory.back() = fuzz.ConsumeIntegral<std::uint8_t>() % 2;
+  return destseg_open(path.c_str(), reinterpret_cast<const destseg_options *>(memory.data()),
+                      predictor);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
@@ -174,7 +207,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
   write(path, engine);
   write(where / "f.engine.json", spec);
   destseg_predictor *predictor = nullptr;
-  if (destseg_open(path.c_str(), nullptr, &predictor) == DESTSEG_OK) use(fuzz, predictor);
+  const destseg_status status = fuzz.ConsumeBool()
+                                    ? open_with_options(fuzz, path, &predictor)
+                                    : destseg_open(path.c_str(), nullptr, &predictor);
+  if (status == DESTSEG_ERROR_INTERNAL || (status == DESTSEG_OK) == (predictor == nullptr))
+    std::abort();
+  if (status == DESTSEG_OK) use(fuzz, predictor);
   if (std::string(destseg_last_error()).find('\n') != std::string::npos) std::abort();
   destseg_close(predictor);
   return 0;

@@ -7,6 +7,12 @@
 
 #include "pnm.h"
 
+#ifdef DESTSEG_FUZZ_CONTROL
+constexpr std::size_t kLast = 0;  // one past the image
+#else
+constexpr std::size_t kLast = 1;
+#endif
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
   static const std::string path = "/tmp/destseg-fuzz-" + std::to_string(getpid()) + ".ppm";
   std::ofstream(path, std::ios::binary)
@@ -15,7 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
   if (pnm_read(path.c_str(), &image) == nullptr) {
     volatile std::uint8_t last = image.pixels[static_cast<std::size_t>(image.width) *
                                                   static_cast<std::size_t>(image.height) *
-                                                  static_cast<std::size_t>(image.channels) - 1];
+                                                  static_cast<std::size_t>(image.channels) - kLast];
     (void)last;
     free(image.pixels);
   }
