@@ -46,7 +46,7 @@ class Ratio:
 
 
 def list_variants(folder: Path) -> dict[str, Path]:
-    """Return rewrite -> the file without it, of a folder that ``destseg-export fuse --each`` wrote.
+    """Return ``without <rewrite>`` -> the file, of a folder that ``destseg-export fuse --each`` wrote.
 
     Raises:
         DataError: If there is no whole one, or none without a rewrite.
@@ -57,7 +57,7 @@ def list_variants(folder: Path) -> dict[str, Path]:
             f"{folder}: expected fused.onnx and {PREFIX}<rewrite>.onnx. Write them with "
             "destseg-export fuse PLAIN --each FOLDER."
         )
-    return {path.stem.removeprefix(PREFIX): path for path in found}
+    return {f"without {path.stem.removeprefix(PREFIX)}": path for path in found}
 
 
 def time_rewrites(

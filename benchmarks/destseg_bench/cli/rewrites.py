@@ -13,8 +13,8 @@ from destseg_deploy.cli.training_options import counts
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.environment import describe_environment
 
-ROW = "{:<16} {:<12} {:>5} {:>7} {:>8} {:>6} {:>13}"
-HEADS = ("without", "back end", "batch", "GMAC", "ms", "ratio", "95 %")
+ROW = "{:<24} {:<12} {:>5} {:>7} {:>8} {:>6} {:>13}"
+HEADS = ("graph", "back end", "batch", "GMAC", "ms", "ratio", "95 %")
 
 
 @click.command(cls=OneLineErrors)

@@ -15,7 +15,7 @@ def rewrites(result: dict[str, Any]) -> list[Table]:
     return [
         Table(
             f"What each rewrite is worth ({where}), batch {batch}",
-            ("without", "GMAC", *(f"{name} {what}" for name in _back_ends(rows) for what in WHAT)),
+            ("graph", "GMAC", *(f"{name} {what}" for name in _back_ends(rows) for what in WHAT)),
             _rows([row for row in rows if row["batch"] == batch]),
             (NOTE,),
         )
