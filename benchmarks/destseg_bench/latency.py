@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_bench.contenders import Contender
-from destseg_bench.timing import Call, interleave, summarize_timing
+from destseg_bench.timing import SETTLE, Call, interleave, summarize_timing
 from destseg_deploy.data.images import expand, read_image
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import DataError, DestsegError
@@ -34,6 +34,7 @@ def measure_latency(
     streams: Sequence[int] = (1,),
     rounds: int = 50,
     warmup: int = 5,
+    settle: float = SETTLE,
     report: Progress = lambda done, total, name: None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Time contenders batch size by batch size and stream by stream, interleaved within each.
@@ -45,6 +46,7 @@ def measure_latency(
         streams: Calls at the same time.
         rounds: Calls of each contender that count.
         warmup: Calls of each before.
+        settle: Seconds of rest before each call; 0 on a GPU, whose clock falls in a rest.
         report: Called with the calls done at this batch size, all calls, and the contender.
 
     Yields:
@@ -64,7 +66,7 @@ def measure_latency(
             ThreadPoolExecutor(together) as pool,
         ):
             shared = {name: _together(call, together, pool) for name, call in calls.items()}
-            seconds = interleave(shared, rounds=rounds, warmup=warmup, report=report)
+            seconds = interleave(shared, rounds=rounds, warmup=warmup, settle=settle, report=report)
         yield _rows(contenders, batch, together, seconds, skipped)
 
 

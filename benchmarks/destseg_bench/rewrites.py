@@ -46,7 +46,7 @@ class Ratio:
 
 
 def list_variants(folder: Path) -> dict[str, Path]:
-    """Return ``without <rewrite>`` -> the file, of a folder that ``destseg-export fuse --each`` wrote.
+    """Return ``without <rewrite>`` -> its file in a folder by ``destseg-export fuse --each``.
 
     Raises:
         DataError: If there is no whole one, or none without a rewrite.

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend.hpp"
@@ -22,8 +23,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Threads of the call before spin on for a while and would take a core from this one.
+constexpr auto kSettle = std::chrono::milliseconds(100);
+
 template <typename Work>
 double milliseconds(const Work &work) {
+  std::this_thread::sleep_for(kSettle);
   const auto begin = Clock::now();
   work();
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();

@@ -27,6 +27,21 @@ def test_warmup_does_not_count_and_each_call_does(monkeypatch):
     assert interleave(calls, rounds=4, warmup=1) == {"a": [1.0] * 4, "b": [2.0] * 4}
 
 
+def test_the_machine_settles_before_each_call_and_the_rest_is_not_timed(monkeypatch):
+    now, events = [0.0], []
+
+    def rest(seconds):
+        now[0] += seconds
+        events.append(seconds)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "sleep", rest)
+    calls = {name: (lambda n=name: events.append(n)) for name in "ab"}
+    found = interleave(calls, rounds=1, warmup=1, settle=0.25)
+    assert events == [0.25, "b", 0.25, "a", 0.25, "a", 0.25, "b"]
+    assert found == {"a": [0.0], "b": [0.0]}
+
+
 def test_progress_counts_warmup_too():
     seen = []
     interleave({"a": list, "b": list}, rounds=2, warmup=1, report=lambda *step: seen.append(step))

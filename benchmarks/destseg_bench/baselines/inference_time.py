@@ -60,7 +60,8 @@ def time_inference(
         raise DataError("no images to score. Expected at least one file.")
     runners = {name: _Runner(system, images, batch, device) for name, system in systems.items()}
     calls = {name: runner.call for name, runner in runners.items()}
-    whole = interleave(calls, rounds=rounds, warmup=warmup, report=report)
+    # All of them are PyTorch's, which has one pool of threads: nobody's are left spinning.
+    whole = interleave(calls, rounds=rounds, warmup=warmup, settle=0, report=report)
     return {name: runners[name].seconds(whole[name]) for name in systems}
 
 

@@ -79,7 +79,8 @@ def time_training(
         current = {name: stages.pop(0) for name, stages in pending.items()}
         with _begun(current.values()):
             calls = {name: partial(_next_step, _numbers(s), s) for name, s in current.items()}
-            seconds = interleave(calls, rounds=rounds, warmup=warmup, report=report)
+            # All of them are PyTorch's, which has one pool of threads: nobody's are left spinning.
+            seconds = interleave(calls, rounds=rounds, warmup=warmup, settle=0, report=report)
         for name, stage in current.items():
             times = tuple(seconds[name])
             found[name].stages.append(StageTime(stage.name, stage.steps, stage.images, times))

@@ -64,9 +64,11 @@ def latency(
     """
     from destseg_bench.contenders import list_contenders
     from destseg_bench.latency import find_frames, measure_latency
+    from destseg_bench.timing import SETTLE
 
     contenders = list_contenders(artifacts, device=device, threads=threads, compiled=compiled)
     frames = find_frames(images, max(batches))
+    protocol["settle"] = 0.0 if device.startswith("cuda") else SETTLE
     environment, rows = describe_environment(), list[dict[str, Any]]()
     click.echo(f"{device}; milliseconds per call, interleaved")
     click.echo(ROW.format(*HEADS))
