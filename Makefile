@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 #   make demo PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_OPTIONS ?=
 
-.PHONY: install builders demo gpu-training gpu-acceptance test lint types format clean
+.PHONY: install builders demo gpu-training gpu-acceptance test test-python test-cpp lint types format clean
 
 install: $(VENV)/.installed
 
@@ -63,10 +63,15 @@ CHECKPOINT ?= artifacts/$(CATEGORY).safetensors
 gpu-acceptance: install
 	$(BIN)/destseg-bench gpu-acceptance --checkpoint $(CHECKPOINT) --data $(DATA)/$(CATEGORY) --tests tests --output $(RESULTS)/gpu-acceptance.json
 
-# cpp/ in a process of its own: it loads a second copy of ONNX Runtime beside the wheel's, and once a
-# session that an earlier test had left to the garbage collector brought such a process down.
+# At the same time, and cpp/ in a process of its own: it loads a second copy of ONNX Runtime beside the
+# wheel's, and once such a process crashed inside the wheel's copy.
 test: install
+	$(MAKE) -j2 test-python test-cpp
+
+test-python: install
 	$(BIN)/pytest --ignore=tests/cpp
+
+test-cpp: install
 	$(BIN)/pytest tests/cpp
 
 lint: install

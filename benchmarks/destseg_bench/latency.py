@@ -99,7 +99,7 @@ def _opened(
     """Open every contender for a batch; those that cannot run are named with the reason."""
     calls: dict[str, Call] = {}
     skipped: dict[str, str] = {}
-    stacks = {size: _stack(frames, size, batch) for size in {one.size for one in contenders}}
+    stacks = {size: stack_frames(frames, size, batch) for size in {one.size for one in contenders}}
     with ExitStack() as stack:
         for one in contenders:
             if streams > 1 and not one.concurrent:
@@ -115,7 +115,7 @@ def _opened(
         yield calls, skipped
 
 
-def _stack(frames: Sequence[Path], size: tuple[int, int], batch: int) -> NDArray[np.uint8]:
+def stack_frames(frames: Sequence[Path], size: tuple[int, int], batch: int) -> NDArray[np.uint8]:
     """Return a batch of images at a size, uint8 (N, H, W, 3), repeated where there are fewer."""
     images = [resize_image(read_image(frames[i % len(frames)]), size) for i in range(batch)]
     return np.stack(images)

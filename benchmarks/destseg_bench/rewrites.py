@@ -6,9 +6,10 @@ ratio of a round is a contender's time by the whole's in the same round; above 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,17 @@ def time_rewrites(
         an image, ``milliseconds`` a call, and ``ratio`` to the whole, see ``Ratio``.
 
     Raises:
-        DataError: If the folder holds no variants.
+        DataError: If the folder holds no variants, or not those of ``plain``.
         SpecError: If a spec is missing or belongs to another file.
     """
     files = {"fused": folder / "fused.onnx", "plain": plain, **list_variants(folder)}
+    _check_origin(files)
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
         for name, path in files.items():
             opened = load(path, device=BACK_ENDS[back_end], threads=threads)
             runtime = stack.enter_context(opened).runtime
-            calls[name] = lambda runtime=runtime: runtime.infer(frames)  # type: ignore[misc]
+            calls[name] = partial(runtime.infer, frames)
         seconds = interleave(calls, rounds=rounds, warmup=warmup, report=report)
     whole = ModelSpec.read(files["fused"]).parity["fused"]["macs"]
     cost = {name: _macs(path, whole[0]) for name, path in files.items()}
@@ -134,6 +136,21 @@ def cut_from_each_end(count: int) -> int:
             break
         cut += 1
     return cut
+
+
+def _check_origin(files: Mapping[str, Path]) -> None:
+    """Refuse files that do not differ by their rewrites alone: their times would say nothing."""
+    specs = {name: ModelSpec.read(path) for name, path in files.items()}
+    plain = specs["plain"]
+    if plain.precision != "fp32" or "fused" in plain.parity:
+        kind = "a fused graph" if "fused" in plain.parity else plain.precision
+        raise DataError(f"{files['plain']}: {kind}, expected the fp32 export without fusions.")
+    for name, spec in specs.items():
+        if (spec.checkpoint, spec.size) != (plain.checkpoint, plain.size):
+            raise DataError(
+                f"{files[name]}: of another checkpoint or size than {files['plain'].name}. Write "
+                "it with destseg-export fuse PLAIN --each FOLDER."
+            )
 
 
 def _macs(path: Path, unfused: int) -> int:

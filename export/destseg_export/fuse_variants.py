@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from destseg_deploy.errors import ExportError
+from destseg_deploy.spec import ModelSpec
 from destseg_export.fuse_file import fuse_file
 from destseg_export.fusing import DEFAULT
 
@@ -28,9 +30,11 @@ def write_variants(
 
     Raises:
         SpecError: See ``fuse_file``.
-        ExportError: See ``fuse_file``.
+        ExportError: See ``fuse_file``; or if the source is fused already. Nothing is written.
         ParityError: See ``fuse_file``.
     """
+    if "fused" in ModelSpec.read(source).parity:
+        raise ExportError(f"{source}: fused already. Pass the export without fusions.")
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / "fused.onnx"
     _, fusions = fuse_file(source, whole, names=DEFAULT, images=images)

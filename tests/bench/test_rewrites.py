@@ -1,6 +1,7 @@
 """What each rewrite is worth: pairs of rounds, an interval that counts, the command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from click.testing import CliRunner
 from scipy.stats import binom
 
 from destseg_bench.report.tables import tables_of
-from destseg_bench.rewrites import cut_from_each_end, list_variants, paired_ratio
-from destseg_deploy.errors import DataError
+from destseg_bench.rewrites import cut_from_each_end, list_variants, paired_ratio, time_rewrites
+from destseg_deploy.errors import DataError, ExportError
+from destseg_deploy.spec import FileRecord, ModelSpec
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 10, 30, 101])
@@ -41,6 +43,27 @@ def test_a_folder_without_variants_is_refused(tmp_path):
         list_variants(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parity": {"fused": {"macs": [2, 1]}}}, "a fused graph, expected the fp32 export"),
+        ({"precision": "int8"}, "int8, expected the fp32 export"),
+        ({"checkpoint": FileRecord("other.safetensors", "0" * 64)}, "of another checkpoint"),
+    ],
+)
+def test_files_that_differ_by_more_than_rewrites_are_refused(
+    onnx_artifact, tmp_path, change, words
+):
+    spec = ModelSpec.read(onnx_artifact)
+    for name in ("fused", "without-stems", "plain"):
+        path = tmp_path / f"{name}.onnx"
+        path.touch()
+        replace(spec, **change if name == "plain" else {}).write(path)
+    frames = np.zeros((1, *spec.size, 3), np.uint8)
+    with pytest.raises(DataError, match=words):
+        time_rewrites(tmp_path / "plain.onnx", tmp_path, frames, "onnxruntime", rounds=1)
+
+
 def test_each_rewrite_is_left_out_and_timed(onnx_artifact, category, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     pytest.importorskip("onnx")
@@ -52,6 +75,9 @@ def test_each_rewrite_is_left_out_and_timed(onnx_artifact, category, tmp_path, m
     written = fuse_variants.write_variants(onnx_artifact, tmp_path, report=told.append)
     assert [path.name for path in written] == ["fused.onnx", "without-pooled-branch.onnx"]
     assert any(line.startswith("batch-norms: changes nothing") for line in told)
+    with pytest.raises(ExportError, match="fused already"):
+        fuse_variants.write_variants(tmp_path / "fused.onnx", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
     output = tmp_path / "rewrites.json"
     arguments = [str(onnx_artifact), str(tmp_path), "--images", str(category / "test")]
     done = CliRunner().invoke(rewrites, [*arguments, "--rounds", "2", "--output", str(output)])

@@ -142,9 +142,19 @@ def write_packing_model(path: Path, size: tuple[int, int], **changes) -> ModelSp
         helper.make_node("Slice", ["anomaly_map", "corner", "beside", "axes"], ["first"]),
         helper.make_node("Squeeze", ["first", "axes"], ["score"]),
     ]
+    write_graph(path, nodes, size, constants)
+    spec = spec_of(path, "onnx", size, **changes)
+    spec.write(path)
+    return spec
+
+
+def write_graph(path: Path, nodes: list, size: tuple[int, int], constants: list) -> None:
+    """Write an ONNX file with an artifact's input and outputs, from any nodes between them."""
+    onnx = pytest.importorskip("onnx")
+    helper, types = onnx.helper, onnx.TensorProto
     graph = helper.make_graph(
         nodes,
-        "packing",
+        path.stem,
         [helper.make_tensor_value_info("image", types.UINT8, ["n", *size, 3])],
         [
             helper.make_tensor_value_info("anomaly_map", types.FLOAT, ["n", *size]),
@@ -155,9 +165,6 @@ def write_packing_model(path: Path, size: tuple[int, int], **changes) -> ModelSp
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
-    spec = spec_of(path, "onnx", size, **changes)
-    spec.write(path)
-    return spec
 
 
 def write_engine(path: Path, size: tuple[int, int], word: str = "", **changes) -> ModelSpec:

@@ -13,7 +13,7 @@ import pytest
 
 from destseg_deploy.predictor import load
 from destseg_deploy.runtime.int8_kernels import PRODUCT, probe_graph
-from tests.cpp.conftest import spec_of
+from tests.cpp.conftest import spec_of, write_graph
 from tests.cpp.library import CPP, ROOT, Library
 
 SIZE = (12, 10)
@@ -60,19 +60,8 @@ def write_int8_model(path: Path) -> None:
         node("Slice", ["anomaly_map", "corner", "beside", "axes"], ["part"]),
         node("Squeeze", ["part", "axes"], ["score"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "int8",
-        [helper.make_tensor_value_info("image", types.UINT8, ["n", *SIZE, 3])],
-        [
-            helper.make_tensor_value_info("anomaly_map", types.FLOAT, ["n", *SIZE]),
-            helper.make_tensor_value_info("score", types.FLOAT, ["n"]),
-        ],
-        [array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, path)
+    initializers = [array(np.asarray(value), name) for name, value in constants.items()]
+    write_graph(path, nodes, SIZE, initializers)
 
 
 @pytest.fixture(scope="module")

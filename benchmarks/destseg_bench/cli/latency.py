@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from destseg_bench.cli.timing_options import BATCHES
 from destseg_deploy.atomic import replacing
 from destseg_deploy.cli.options import FILE, FOLDER, THREADS, known_device
 from destseg_deploy.cli.training_options import counts
@@ -26,14 +27,7 @@ HEADS = ("contender", "batch", "streams", "frames", "median", "p90", "p99", "ima
 @click.option(
     "--device", default="cpu", metavar="cpu|cuda[:N]", callback=known_device, help="Where to run."
 )
-@click.option(
-    "--batch",
-    "batches",
-    default="1",
-    metavar="N[,N...]",
-    callback=counts,
-    help="Images per call; one table for each.",
-)
+@BATCHES
 @click.option(
     "--streams",
     default="1",

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
+from destseg_bench.cli.timing_options import BATCHES
 from destseg_deploy.cli.options import FILE, FOLDER, THREADS
-from destseg_deploy.cli.training_options import counts
 from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.environment import describe_environment
 
@@ -21,14 +20,7 @@ HEADS = ("graph", "back end", "batch", "GMAC", "ms", "ratio", "95 %")
 @click.argument("plain", type=FILE)
 @click.argument("folder", type=FOLDER)
 @click.option("--images", type=FOLDER, required=True, help="Folder with images to score.")
-@click.option(
-    "--batch",
-    "batches",
-    default="1",
-    metavar="N[,N...]",
-    callback=counts,
-    help="Images per call; one table for each.",
-)
+@BATCHES
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls each.")
 @THREADS
 @click.option("--output", type=FILE, help="JSON file, written anew after each back end.")
@@ -47,11 +39,9 @@ def rewrites(
     A ratio is the time without a rewrite by the time with all of them, round by round: below 1 the
     rewrite is a loss.
     """
-    from destseg_bench.latency import find_frames
+    from destseg_bench.latency import find_frames, stack_frames
     from destseg_bench.result_file import write_result
     from destseg_bench.rewrites import BACK_ENDS, time_rewrites
-    from destseg_deploy.data.images import read_image
-    from destseg_deploy.data.resize import resize_image
     from destseg_deploy.spec import ModelSpec
 
     size = ModelSpec.read(plain).size
@@ -65,16 +55,15 @@ def rewrites(
         "complete": False,
         "rows": rows,
     }
-    click.echo(ROW.format(*HEADS))
     for batch in batches:
-        frames = np.stack(
-            [resize_image(read_image(paths[i % len(paths)]), size) for i in range(batch)]
-        )
+        frames = stack_frames(paths, size, batch)
         for back_end in BACK_ENDS:
             with progress(back_end) as advance:
                 found = time_rewrites(
                     plain, folder, frames, back_end, rounds=rounds, threads=threads, report=advance
                 )
+            if not rows:
+                click.echo(ROW.format(*HEADS))
             rows += found
             for row in found:
                 click.echo(_line(row))
