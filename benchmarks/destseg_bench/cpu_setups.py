@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from destseg_bench.timing import Call
 
 BACK_ENDS = ("pytorch", "compiled", "onnxruntime", "openvino", "openvino-bf16")
+OPENVINO_ALONE = ".xml"
+"""Suffix of what no other back end opens."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,15 @@ def list_setups(
         checkpoint: ``.safetensors``.
         plain: The export without fusions.
         fused: The same with them.
-        int8: INT8 artifacts made from it.
+        int8: INT8 artifacts made from it; those in OpenVINO's format meet OpenVINO alone.
         compiled: Include torch.compile.
     """
     torch = ["pytorch", "compiled"] if compiled else ["pytorch"]
     found = [Setup(checkpoint, back_end, "fp32") for back_end in torch]
     for back_end in ("onnxruntime", "openvino", "openvino-bf16"):
         found += [Setup(plain, back_end, "plain"), Setup(fused, back_end, "fused")]
-        found += [Setup(path, back_end, path.stem) for path in int8]
+        opened = [p for p in int8 if back_end != "onnxruntime" or p.suffix != OPENVINO_ALONE]
+        found += [Setup(path, back_end, path.stem) for path in opened]
     return found
 
 

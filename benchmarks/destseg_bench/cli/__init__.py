@@ -11,6 +11,7 @@ from destseg_bench.cli.compare import compare
 from destseg_bench.cli.cpu import cpu
 from destseg_bench.cli.gpu_acceptance import gpu_acceptance
 from destseg_bench.cli.latency import latency
+from destseg_bench.cli.nncf import nncf
 from destseg_bench.cli.report import report
 from destseg_bench.cli.rewrites import rewrites
 from destseg_bench.cli.systems import systems
@@ -38,6 +39,7 @@ bench.add_command(compare)
 bench.add_command(cpu)
 bench.add_command(gpu_acceptance)
 bench.add_command(latency)
+bench.add_command(nncf)
 bench.add_command(report)
 bench.add_command(rewrites)
 bench.add_command(systems)

@@ -33,7 +33,7 @@ HEADS = (
 @click.option("--checkpoint", type=FILE, required=True, help="The trained .safetensors.")
 @click.option("--plain", type=FILE, required=True, help="Its fp32 .onnx, not fused.")
 @click.option("--fused", type=FILE, required=True, help="The same after destseg-export fuse.")
-@click.option("--int8", type=FILE, multiple=True, help="An INT8 .onnx; repeatable.")
+@click.option("--int8", type=FILE, multiple=True, help="INT8 .onnx, or NNCF .xml; repeatable.")
 @click.option("--data", type=FOLDER, required=True, help="Category in the MVTec AD layout.")
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Single.")
 @click.option("--batch", type=click.IntRange(2), default=8, show_default=True, help="N.")
