@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 
-from destseg_deploy.console import OneLineErrors
+from destseg_deploy.console import OneLineErrors, progress
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -14,6 +16,22 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Give a function that shows a bar from its first call until all is done; lines may follow."""
+    with ExitStack() as stack:
+        shown: list[Callable[[int, int, str], None]] = []
+
+        def advance(done: int, total: int, text: str) -> None:
+            if not shown:
+                shown.append(stack.enter_context(progress(label)))
+            shown[0](done, total, text)
+            if done == total:
+                stack.close()
+
+        yield advance
 
 
 @click.command("fuse", cls=OneLineErrors)
@@ -134,20 +152,23 @@ def quantize_command(
     from destseg_export.quantize import Int8Options, quantize_artifact
 
     target = output or source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
-    spec = quantize_artifact(
-        source,
-        target,
-        normal,
-        labelled=labelled,
-        options=Int8Options(
-            scheme={"cpu": "u8", "tensorrt": "s8"}[scheme],
-            parts=parts,
-            max_drop=max_drop,
-            images=images,
-            textures=textures,
-        ),
-        report=_say,
+    options = Int8Options(
+        scheme={"cpu": "u8", "tensorrt": "s8"}[scheme],
+        parts=parts,
+        max_drop=max_drop,
+        images=images,
+        textures=textures,
     )
+    with _bar("ranking layers") as advance:
+        spec = quantize_artifact(
+            source,
+            target,
+            normal,
+            labelled=labelled,
+            options=options,
+            report=_say,
+            advance=advance,
+        )
     found = spec.parity
     click.echo(f"model    {target}")
     click.echo(

@@ -142,6 +142,7 @@ def rank_layers(
     scheme: str,
     frames: NDArray[np.uint8],
     outputs: Sequence[str],
+    report: Callable[[int, int, str], None] = lambda done, total, layer: None,
 ) -> dict[str, float]:
     """Return how far each layer alone in 8 bit moves the maps: layer -> mean difference.
 
@@ -152,19 +153,17 @@ def rank_layers(
         scheme: See ``quantize_layers``.
         frames: uint8 (N, H, W, 3), normal and anomalous.
         outputs: Names of map and score.
+        report: Called with the layers done, all of them, and the layer.
 
     Returns:
         The most sensitive first.
     """
     wanted = _maps(proto, outputs, frames)
-    moved = {
-        layer: float(
-            np.abs(
-                _maps(quantize_layers(proto, [layer], ranges, scheme), outputs, frames) - wanted
-            ).mean()
-        )
-        for layer in layers
-    }
+    moved: dict[str, float] = {}
+    for done, layer in enumerate(layers, 1):
+        graph = quantize_layers(proto, [layer], ranges, scheme)
+        moved[layer] = float(np.abs(_maps(graph, outputs, frames) - wanted).mean())
+        report(done, len(layers), layer)
     return dict(sorted(moved.items(), key=lambda item: -item[1]))
 
 

@@ -87,6 +87,7 @@ def quantize_artifact(
     labelled: Path | None = None,
     options: Int8Options | None = None,
     report: Callable[[str], None] = lambda line: None,
+    advance: Callable[[int, int, str], None] = lambda done, total, layer: None,
 ) -> ModelSpec:
     """Write an INT8 artifact, its spec and its calibration, if the accuracy budget holds.
 
@@ -98,6 +99,7 @@ def quantize_artifact(
             synthetic anomalies in other normal images of ``normal`` unless given.
         options: See ``Int8Options``.
         report: Called with a line for each stage.
+        advance: Called while layers are ranked, with those done, all of them, and the layer.
 
     Returns:
         The spec as written; ``parity`` holds accuracy before and after, the layers given back and
@@ -121,7 +123,7 @@ def quantize_artifact(
     outputs = [spec.output.map_name, spec.output.score_name]
     report(f"ranking {len(layers)} layers")
     few = np.unique(np.linspace(0, len(seen.frames) - 1, RANKED_ON).astype(int))
-    moved = rank_layers(proto, layers, ranges, chosen.scheme, seen.frames[few], outputs)
+    moved = rank_layers(proto, layers, ranges, chosen.scheme, seen.frames[few], outputs, advance)
     masks = _at_map_size(judged.masks, spec.map_size)
 
     def measure(kept: Sequence[str]) -> Accuracy:

@@ -215,6 +215,7 @@ def _stamped(proto: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
         raise ExportError(
             f"the exporter named the tensors {names}, expected {expected}. Change torch."
         )
+    _drop_traces(proto.graph)
     proto.producer_name = "destseg-deploy"
     proto.producer_version = version("destseg-deploy")
     _stamp_contract(proto, spec)
@@ -222,11 +223,22 @@ def _stamped(proto: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
     return proto
 
 
+def _drop_traces(graph: onnx.GraphProto) -> None:
+    """Delete what names files of the machine that exported: the same model gives the same bytes."""
+    for node in graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key != STACK_TRACE]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+
+
 def _stamp_contract(proto: onnx.ModelProto, spec: ModelSpec) -> None:
     """Write what cannot change later into the file itself."""
     contract = {k: v for k, v in asdict(spec).items() if k in CONTRACT}
     onnx.helper.set_model_props(proto, {"destseg": json.dumps(contract)})
 
+
+STACK_TRACE = "pkg.torch.onnx.stack_trace"
+"""Key under which the exporter leaves lines of source with their paths."""
 
 CONTRACT = ("format", "category", "precision", "input", "network", "output", "checkpoint")
 """Entries of the spec that are also in the ONNX file's metadata: those that cannot change later."""

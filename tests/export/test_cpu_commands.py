@@ -68,8 +68,11 @@ def test_quantize_passes_its_options_on(onnx_artifact, tmp_path, monkeypatch):
     """What the function does is tested beside it."""
     asked = {}
 
-    def made(source, output, normal, *, labelled, options, report):
+    def made(source, output, normal, *, labelled, options, report, advance):
         asked.update(locals())
+        advance(1, 2, "a")
+        advance(2, 2, "b")
+        report("a line behind the bar")
         parity = {
             "layers": ["a"],
             "share_of_macs": 0.8,
@@ -95,6 +98,7 @@ def test_quantize_passes_its_options_on(onnx_artifact, tmp_path, monkeypatch):
     assert asked["output"] == onnx_artifact.with_name("cable-int8.onnx")
     assert (options.scheme, options.max_drop, options.images) == ("s8", 1.5, 8)
     assert options.parts == ("segmentation_net", "teacher_net")
+    assert "a line behind the bar\n" in result.stderr
     assert "given back  b" in result.stdout
     assert "pixel AP    0.7000 -> 0.6900" in result.stdout
 

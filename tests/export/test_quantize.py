@@ -14,10 +14,10 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from destseg_export import quantize  # noqa: E402 - needs onnx
-from destseg_export.calibrate import Calibration  # noqa: E402 - needs onnx
+from destseg_export.calibrate import Calibration, measure_ranges  # noqa: E402 - needs onnx
 from destseg_export.fusing import FOR_INT8, fuse  # noqa: E402 - needs onnx
-from destseg_export.int8_budget import Accuracy  # noqa: E402 - needs onnx
-from destseg_export.qdq import find_layers  # noqa: E402 - needs onnx
+from destseg_export.int8_budget import Accuracy, rank_layers  # noqa: E402 - needs onnx
+from destseg_export.qdq import Range, find_layers, tensors_around  # noqa: E402 - needs onnx
 from destseg_export.quantize import Int8Options, quantize_artifact  # noqa: E402 - needs onnx
 
 
@@ -49,6 +49,27 @@ def test_it_answers_like_the_fp32_artifact(onnx_artifact, int8, frames):
     assert close > 0.9
     assert np.corrcoef(wanted.anomaly_map.ravel(), other.ravel())[0, 1] < close - 0.1, "control"
     assert np.abs(wanted.anomaly_map - found.anomaly_map).max() > 1e-4, "it is int8"
+
+
+def test_the_layer_that_moves_the_maps_most_ranks_first(onnx_artifact, frames):
+    proto, _ = fuse(onnx.load(onnx_artifact), FOR_INT8)
+    layers = find_layers(proto, ("segmentation_net",))[-3:]
+    ranges = measure_ranges(proto, tensors_around(proto, layers), frames)
+    spoiled = next(n.input[0] for n in proto.graph.node if n.name == layers[1])
+    ranges[spoiled] = Range(0.0, ranges[spoiled].high / 100)  # what it reads is cut off
+    told = []
+    moved = rank_layers(
+        proto,
+        layers,
+        ranges,
+        "u8",
+        frames,
+        ["anomaly_map", "score"],
+        lambda *step: told.append(step),
+    )
+    assert next(iter(moved)) == layers[1]
+    assert set(moved) == set(layers)
+    assert told == [(i, 3, layer) for i, layer in enumerate(layers, 1)]
 
 
 def test_openvino_reads_the_same_file(int8, frames):

@@ -1,6 +1,7 @@
 """Exported graphs: form, parity, and what happens when one is wrong."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,13 @@ def test_metadata_says_what_the_spec_says(onnx_artifact):
     assert contract == {key: spec[key] for key in to_onnx.CONTRACT}
     assert "threshold" not in contract, "a threshold in the graph could not be changed later"
     assert model.producer_name == "destseg-deploy"
+
+
+def test_no_path_of_this_machine_is_left_in_the_file(onnx_artifact):
+    written = onnx_artifact.read_bytes()
+    assert b"inference.py" not in written
+    assert str(Path(to_onnx.__file__).parents[2]).encode() not in written
+    assert b"name_scopes" in written, "what tells the parts apart stays"
 
 
 def test_parity_is_recorded(onnx_artifact):
