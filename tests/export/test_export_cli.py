@@ -91,7 +91,10 @@ def test_an_export_is_written_and_told(checkpoint, traced, images, tmp_path):
         "input    image: uint8 (N, 64, 64, 3) RGB",
         "batch    1:2:4",
     ]
-    assert result.stdout.splitlines()[4:] == ["skipped  engine: no GPU to build for."]
+    assert result.stdout.splitlines()[4:] == [
+        "skipped  engine: no GPU to build for.",
+        f"cpu      destseg-export fuse {model} saves a sixth of its work",
+    ]
     assert result.stderr.splitlines()[0] == f"tracing {checkpoint.name}"
     assert result.stderr.splitlines()[1].startswith("comparing with PyTorch on 3 images of ")
     assert [opset for _, opset in traced] == [18]
