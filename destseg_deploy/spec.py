@@ -27,6 +27,13 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 RESIZE = "bilinear-antialiased-16bit"
 """Name of the one resize kernel, ``destseg_deploy.data.resize``."""
 
+MAX_SIDE = 65_536
+"""Largest height or width, in pixels."""
+MAX_BATCH = 65_536
+MAX_TOP_K = 2**31 - 1
+MAX_CALL_BYTES = 2**33
+"""Largest size of a call's images, or of its maps. The C++ library has the same limits."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -220,12 +227,17 @@ class ModelSpec:
             where: What to call it in errors, usually the file name.
 
         Raises:
-            SpecError: If it is no JSON, of another format version, or not a spec.
+            SpecError: If it is no JSON, of another format version, not a spec, or of sizes that
+                are not positive or too large.
         """
         try:
             data = json.loads(text)
         except ValueError as error:
             raise SpecError(f"{where}: not JSON ({error}). Restore it or export again.") from error
+        except RecursionError:
+            raise SpecError(
+                f"{where}: not JSON (nested too deeply). Restore it or export again."
+            ) from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise SpecError(
@@ -238,6 +250,7 @@ class ModelSpec:
         _check_choice(spec.network.resize, (RESIZE,), f"{where}: network.resize")
         for name, only in (("dtype", "uint8"), ("layout", "NHWC"), ("color", "RGB")):
             _check_choice(getattr(spec.input, name), (only,), f"{where}: input.{name}")
+        _check_sizes(spec, where)
         return spec
 
     @classmethod
@@ -308,6 +321,28 @@ def _check_choice(value: str, choices: tuple[str, ...], what: str) -> None:
         raise SpecError(f"{what} is {value!r}, expected one of {', '.join(choices)}. Export again.")
 
 
+def _check_sizes(spec: ModelSpec, where: str) -> None:
+    """Refuse sizes that could not become buffers, in the words of the C++ library."""
+    for part in ("input", "network", "output"):
+        for name in ("height", "width"):
+            _check_count(getattr(getattr(spec, part), name), MAX_SIDE, f"{where}: {part}: {name}")
+    _check_count(spec.output.top_k, MAX_TOP_K, f"{where}: output: top_k")
+    for name in ("min", "opt", "max"):
+        _check_count(getattr(spec.input.batch, name), MAX_BATCH, f"{where}: input: batch: {name}")
+    image, anomaly_map = (3 * spec.input.height * spec.input.width, 4 * math.prod(spec.map_size))
+    taken = max(image, anomaly_map) * spec.max_batch
+    if taken > MAX_CALL_BYTES:
+        raise SpecError(
+            f"{where}: a batch of {spec.max_batch} takes {taken} bytes, expected at most "
+            f"{MAX_CALL_BYTES}. Export again with a smaller --batch."
+        )
+
+
+def _check_count(value: int, most: int, what: str) -> None:
+    if not 1 <= value <= most:
+        raise SpecError(f"{what} is {value}, expected 1 to {most}. Restore it or export again.")
+
+
 def _build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """Make a (nested) dataclass from parsed JSON, checking names and types."""
     hints = typing.get_type_hints(cls)
@@ -331,10 +366,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list) and len(value) == len(typing.get_args(hint)):
         return tuple(_convert(float, item, where) for item in value)
     plain = not isinstance(value, bool)
-    if hint is float and plain and isinstance(value, int | float) and math.isfinite(value):
+    if hint is float and plain and isinstance(value, int | float) and _is_finite(value):
         return float(value)
     expected = origin or hint
     if hint is not float and plain and isinstance(value, expected):
         return value
     name = getattr(hint, "__name__", hint) if origin is None else hint
     raise SpecError(f"{where} is {value!r}, expected {name}. Restore it or export again.")
+
+
+def _is_finite(value: float) -> bool:
+    """Return whether a float can hold a number of JSON, whose whole numbers know no end."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -70,7 +70,7 @@ class Reader {
     return Reader(typed(name, Json::Kind::object, type), where_ + ": " + name, names);
   }
 
-  // Not Python's: what C++ hosts need to size buffers.
+  // As Python: what hosts need to size buffers.
   int within(const char *name, std::int64_t most) const {
     const std::int64_t value = integer(name);
     if (value < 1 || value > most)

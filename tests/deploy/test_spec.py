@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 
 from destseg_deploy.errors import SpecError
 from destseg_deploy.spec import (
+    MAX_BATCH,
+    MAX_CALL_BYTES,
+    MAX_SIDE,
+    MAX_TOP_K,
     BatchRange,
     FileRecord,
     InputSpec,
@@ -156,6 +160,40 @@ def test_a_batch_out_of_order_is_refused():
     text = _changed(("input", "batch", "opt"), lambda holder, name: holder.update({name: 99}))
     with pytest.raises(SpecError, match=r"2:99:8.*1 <= MIN <= OPT <= MAX"):
         ModelSpec.from_json(text)
+
+
+SIZES = [
+    *[(part, side) for part in ("input", "network", "output") for side in ("height", "width")],
+    ("output", "top_k"),
+]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2**70])
+@pytest.mark.parametrize("path", SIZES, ids=".".join)
+def test_a_size_that_could_not_become_a_buffer_is_named(path, wrong):
+    text = _changed(path, lambda holder, name: holder.update({name: wrong}))
+    assert f"{': '.join(path)} is {wrong}, expected 1 to " in _refusal(text)
+
+
+def test_the_largest_sizes_are_read_and_larger_ones_refused():
+    for path, most in ((("network", "height"), MAX_SIDE), (("output", "top_k"), MAX_TOP_K)):
+        ModelSpec.from_json(_changed(path, lambda o, name, most=most: o.update({name: most})))
+        text = _changed(path, lambda o, name, most=most: o.update({name: most + 1}))
+        assert f"expected 1 to {most}" in _refusal(text)
+    batch = ("input", "batch", "max")
+    fits = MAX_CALL_BYTES // (3 * 1024 * 1280)
+    ModelSpec.from_json(_changed(batch, lambda holder, name: holder.update({name: fits})))
+    text = _changed(batch, lambda holder, name: holder.update({name: fits + 1}))
+    assert f"a batch of {fits + 1} takes {(fits + 1) * 3 * 1024 * 1280} bytes" in _refusal(text)
+    text = _changed(batch, lambda holder, name: holder.update({name: MAX_BATCH + 1}))
+    assert f"batch: max is {MAX_BATCH + 1}, expected 1 to {MAX_BATCH}" in _refusal(text)
+
+
+def test_json_beyond_all_measure_is_refused_in_a_line():
+    assert "nested too deeply" in _refusal("[" * 100_000)
+    huge = 10**400
+    text = _changed(("threshold", "score"), lambda holder, name: holder.update({name: huge}))
+    assert f"score is {huge}, expected float" in _refusal(text)
 
 
 @pytest.mark.parametrize("text", ["[]", "7", '{"kind": "onnx"}'])
