@@ -52,7 +52,6 @@ def check_images(images: NDArray[np.uint8], spec: ModelSpec) -> None:
         ShapeError: If dtype, shape or batch differ from the spec's.
     """
     height, width = spec.size
-    batch = spec.input.batch
     if not isinstance(images, np.ndarray):
         raise ShapeError(f"images: expected a NumPy array, got {type(images).__name__}")
     expected = f"uint8 (N, {height}, {width}, 3)"
@@ -66,9 +65,19 @@ def check_images(images: NDArray[np.uint8], spec: ModelSpec) -> None:
             f"images: expected {expected}, got uint8 {images.shape}. This artifact takes frames of "
             f"{width}x{height} pixels; export one for yours with --input-size HEIGHTxWIDTH."
         )
-    if not batch.min <= len(images) <= batch.max:
+    check_batch(len(images), spec)
+
+
+def check_batch(count: int, spec: ModelSpec) -> None:
+    """Refuse more or fewer images than a call takes.
+
+    Raises:
+        ShapeError: If there are.
+    """
+    batch = spec.input.batch
+    if not batch.min <= count <= batch.max:
         raise ShapeError(
-            f"images: a batch of {len(images)}, expected {batch.min} to {batch.max}. Split it, or "
+            f"images: a batch of {count}, expected {batch.min} to {batch.max}. Split it, or "
             "export again with --batch MIN:OPT:MAX."
         )
 

@@ -7,11 +7,14 @@ alike. An array must stay alive while its address is in use, so each keeps what 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from destseg_deploy.errors import ShapeError
+from destseg_deploy.runtime.base import check_batch
 from destseg_deploy.runtime.device import Device
+from destseg_deploy.spec import ModelSpec
 
 CUDA, CUDA_MANAGED = 2, 13
 """DLPack's numbers of memory that a GPU's address reaches."""
@@ -94,6 +97,26 @@ class DeviceArray:
             )
         if written and self.read_only:
             raise ShapeError(f"{expected} to write to, got a read-only one. Pass another.")
+
+
+def check_arrays(arrays: Sequence[DeviceArray], spec: ModelSpec) -> int:
+    """Refuse arrays that are not what an artifact reads and writes; return the batch.
+
+    Args:
+        arrays: Images, uint8 (N, H, W, 3), which are read; map, float32 (N, h, w), and score,
+            float32 (N,), which are written.
+        spec: The artifact's contract.
+
+    Raises:
+        ShapeError: If the batch is out of range; else as ``DeviceArray.check``.
+    """
+    images, anomaly_map, score = arrays
+    images.check("uint8", (-1, *spec.size, 3), written=False)
+    count = images.shape[0]
+    check_batch(count, spec)
+    anomaly_map.check("float32", (count, *spec.map_size), written=True)
+    score.check("float32", (count,), written=True)
+    return count
 
 
 def read_array(source: Any, name: str, device: Device, stream: int) -> DeviceArray:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from destseg_deploy.errors import ShapeError
-from destseg_deploy.runtime.device_array import DeviceArray, read_array
+from destseg_deploy.runtime.device_array import DeviceArray, check_arrays, read_array
 from destseg_deploy.runtime.open_device import open_device
 from destseg_deploy.runtime.ort_binding import Pointers
 from destseg_deploy.spec import ModelSpec
@@ -49,7 +48,7 @@ class GpuArrays:
             read_array(array, name, self._device, self._stream.handle)
             for name, array in given.items()
         ]
-        batch = self._check(*arrays)
+        batch = check_arrays(arrays, self._spec)
         for handle in {stream, *(array.stream for array in arrays)}:
             if handle is not None:
                 self._device.foreign_stream(handle).synchronize()
@@ -60,15 +59,3 @@ class GpuArrays:
     def close(self) -> None:
         """Release the context."""
         self._owned.close()
-
-    def _check(self, images: DeviceArray, anomaly_map: DeviceArray, score: DeviceArray) -> int:
-        images.check("uint8", (-1, *self._spec.size, 3), written=False)
-        count, batch = images.shape[0], self._spec.input.batch
-        if not batch.min <= count <= batch.max:
-            raise ShapeError(
-                f"images: a batch of {count}, expected {batch.min} to {batch.max}. Split it, or "
-                "export again with --batch MIN:OPT:MAX."
-            )
-        anomaly_map.check("float32", (count, *self._spec.map_size), written=True)
-        score.check("float32", (count,), written=True)
-        return count

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from destseg_deploy.errors import BackendError, ShapeError
+from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.base import Prediction, Runtime, check_images, check_open
 from destseg_deploy.runtime.device import Device
-from destseg_deploy.runtime.device_array import DeviceArray, read_array
+from destseg_deploy.runtime.device_array import check_arrays, read_array
 from destseg_deploy.runtime.open_device import open_device
 from destseg_deploy.runtime.trt_engine import TrtEngine, check_file, check_machine
 from destseg_deploy.runtime.trt_library import load_library
@@ -170,7 +170,7 @@ class TrtRuntime:
         try:
             handle = lease.slot.stream.handle
             arrays = [read_array(a, name, self.device, handle) for name, a in given.items()]
-            batch = self._check_arrays(*arrays)
+            batch = check_arrays(arrays, self.spec)
             for foreign in (stream, *(array.stream for array in arrays)):
                 if foreign is not None:
                     lease.slot.follow(self.device.foreign_stream(foreign))
@@ -297,17 +297,3 @@ class TrtRuntime:
     def _return(lease: _Lease) -> None:
         lease.slot.settle()
         lease.pool.give_back(lease.slot)
-
-    def _check_arrays(
-        self, images: DeviceArray, anomaly_map: DeviceArray, score: DeviceArray
-    ) -> int:
-        images.check("uint8", (-1, *self.spec.size, 3), written=False)
-        count, batch = images.shape[0], self.spec.input.batch
-        if not batch.min <= count <= batch.max:
-            raise ShapeError(
-                f"images: a batch of {count}, expected {batch.min} to {batch.max}. Split it, or "
-                "export again with --batch MIN:OPT:MAX."
-            )
-        anomaly_map.check("float32", (count, *self.spec.map_size), written=True)
-        score.check("float32", (count,), written=True)
-        return count
