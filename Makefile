@@ -16,14 +16,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev]'
 	touch $@
 
-# What builds and runs on a CPU beside ONNX Runtime: TensorRT-RTX (builds engines without a GPU) and
-# OpenVINO; and the bindings of three releases of TensorRT, whose names the tests hold ours against.
-# The tests that need them skip where they are absent.
+# What builds and runs on a CPU beside ONNX Runtime: TensorRT-RTX (builds engines without a GPU),
+# OpenVINO, and its quantiser NNCF, with which ours is compared; and the bindings of three releases of
+# TensorRT, whose names the tests hold ours against. The tests that need them skip where they are absent.
 BINDINGS := tensorrt_cu12_bindings==10.3.0 tensorrt_cu13_bindings==10.16.1.11 tensorrt_cu13_bindings==11.4.0.106
 builders: $(VENV)/.builders
 
 $(VENV)/.builders: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev,rtx,openvino]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev,rtx,openvino,nncf]'
 	for release in $(BINDINGS); do $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/bindings $$release || exit 1; done
 	-sh cpp/get-onnxruntime-headers.sh $(VENV)/include
 	touch $@

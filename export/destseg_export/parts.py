@@ -4,8 +4,8 @@ Precision is chosen part by part. The exporter's scopes do not help (the teacher
 because it runs under ``no_grad``), so a node's part follows from its operator and from the parts it
 reads::
 
-    pixels ─► trunk ─► norm ─► product ─► trunk ─► logit ─► sigmoid ─► map ─► score
-               (teacher, student)          (segmentation) ◄─► pool
+    pixels ─► stem ─► trunk ─► norm ─► product ─► trunk ─► logit ─► sigmoid ─► map ─► score
+              (teacher, student)                (segmentation) ◄─► pool
 
 A graph with an operator at an unexpected place, or with other counts than the architecture's, is
 refused: guessing would leave a node at the wrong precision without a word.
@@ -20,7 +20,7 @@ import onnx
 
 from destseg_deploy.errors import ExportError
 
-PARTS = ("pixels", "trunk", "pool", "norm", "product", "logit", "sigmoid", "map", "score")
+PARTS = ("pixels", "stem", "trunk", "pool", "norm", "product", "logit", "sigmoid", "map", "score")
 """In the order in which a node that reads several of them belongs to the last."""
 
 SIZE = "size"
@@ -29,8 +29,9 @@ SIZE = "size"
 _FOLLOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "pixels": {
         "pixels": ("Transpose", "MatMul", "Add", "Floor", "Div", "Mul", "Sub"),
-        "trunk": ("Conv",),
+        "stem": ("Conv",),
     },
+    "stem": {"stem": ("Relu", "MaxPool"), "trunk": ("Conv",)},
     "trunk": {
         "trunk": ("Conv", "Relu", "Add", "MaxPool", "Concat", "Resize"),
         "pool": ("ReduceMean",),
@@ -47,7 +48,8 @@ _FOLLOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Part that is read -> part that reads it -> its operators there."""
 
 _COUNTS = {
-    ("trunk", "Conv"): 65,
+    ("stem", "Conv"): 2,
+    ("trunk", "Conv"): 63,
     ("logit", "Conv"): 1,
     ("norm", "ReduceL2"): 6,
     ("norm", "Div"): 6,
@@ -57,7 +59,8 @@ _COUNTS = {
     ("score", "TopK"): 1,
 }
 """What DeSTSeg has: 15 convolutions of the teacher, 39 of the student, 12 of the segmentation net,
-the last of which gives the logit; three levels of features from each of two networks."""
+the first of the two encoders being their stems and the last of all giving the logit; three levels
+of features from each of two networks."""
 
 
 def split_into_parts(graph: onnx.GraphProto) -> list[str]:

@@ -86,6 +86,12 @@ def test_answers_stored_in_half_are_refused_for_their_grid(case, gone, share):
         check_parity(parity, SPREAD, "coarse")
 
 
+def test_stems_in_half_move_the_scores_further(case):
+    """On a trained network five times as far; this one's scores move in all layers."""
+    with_stems, without = (_parity(case, _without(case, *gone)) for gone in ((), ("stem",)))
+    assert without.score_mean_abs > 1.5 * with_stems.score_mean_abs
+
+
 def test_without_emulation_the_overflow_passes_the_gate(case):
     """Control: what ONNX Runtime's CPU provider alone says of a graph that is wrong on a GPU."""
     parity = _parity(case, _without(case, "norm"), emulated=False)
