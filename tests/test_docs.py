@@ -1,4 +1,4 @@
-"""The READMEs do what they say: their Python runs, commands parse, targets exist, numbers are true."""
+"""The READMEs do what they say: commands parse, Python runs, targets exist, numbers are true."""
 
 import json
 import re

@@ -29,7 +29,10 @@ SUFFIX = ".xml"
 BIAS = "/WithoutBiases"
 """What OpenVINO adds to the name of a convolution whose bias it takes apart."""
 
-UNTOUCHED = ("MatMul", "Sigmoid", "ReduceL2", "ReduceMean", "ReduceSum", "Divide", "TopK")
+UNTOUCHED = (
+    *("MatMul", "Multiply", "Divide", "ReduceL2", "ReduceMean", "ReduceSum"),
+    *("Sigmoid", "TopK"),
+)
 """Operators between and behind the networks, which our scheme keeps in float32, too."""
 
 
@@ -107,13 +110,13 @@ def _others(model: Any, layers: Collection[str]) -> list[str]:
         DataError: If a layer is not in the model: it was fused otherwise.
     """
     kept_out: list[str] = []
-    found = set()
+    found: set[str] = set()
     for operator in model.get_ops():
         name, kind = operator.get_friendly_name(), operator.get_type_name()
         layer = name.removesuffix(BIAS)
         if kind == "Convolution" and layer in layers:
             found.add(layer)
-        elif kind in ("Convolution", *UNTOUCHED):
+        elif kind in ("Convolution", *UNTOUCHED) or _reads_sigmoid(operator):
             kept_out.append(name)
     if missing := sorted(set(layers) - found):
         raise DataError(
@@ -121,3 +124,9 @@ def _others(model: Any, layers: Collection[str]) -> list[str]:
             "PLAIN --without kernels-twofold, as quantize does."
         )
     return kept_out
+
+
+def _reads_sigmoid(operator: Any) -> bool:
+    """Return whether it resizes the map, whose probabilities 8 bit would put on a coarse grid."""
+    sources = (value.get_source_output().get_node() for value in operator.inputs())
+    return any(source.get_type_name() == "Sigmoid" for source in sources)

@@ -95,6 +95,10 @@ def fuse_command(
     )
 
 
+QUANTIZED = ("segmentation_net", "teacher_net", "student_net.encoder", "student_net.decoder")
+"""``quantize.PARTS``, named here since help must not wait for ONNX."""
+
+
 @click.command("quantize", cls=OneLineErrors)
 @click.argument("source", type=FILE)
 @click.option("--normal", type=FOLDER, required=True, help="Images of good parts to calibrate on.")
@@ -124,8 +128,8 @@ def fuse_command(
     "--part",
     "parts",
     multiple=True,
-    type=click.Choice(["segmentation_net", "teacher_net", "student_net.encoder"]),
-    default=["segmentation_net", "teacher_net", "student_net.encoder"],
+    type=click.Choice(QUANTIZED),
+    default=QUANTIZED,
     help="What may be quantised; repeatable.  [default: all of them]",
 )
 @click.option(

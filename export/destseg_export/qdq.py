@@ -71,7 +71,7 @@ def find_layers(proto: onnx.ModelProto, parts: Sequence[str]) -> list[str]:
         for node in proto.graph.node
         if node.op_type == "Conv"
         and node.name not in final
-        and any(f"{part}." in node.input[1] for part in parts)
+        and node.input[1].removeprefix("model.").startswith(tuple(parts))
     ]
     if not found:
         raise ExportError(

@@ -1,8 +1,8 @@
 """FP32 artifact to INT8 artifact: calibrate, rank, quantise within the budget, write.
 
-Teacher, the student's encoder and the segmentation network are quantised as far as the budget
-allows. The student's decoder is not, since 8 bit there destroys the maps; nor are the last 1x1
-convolution, the sigmoid, and everything between the three.
+Teacher, student and segmentation network are quantised as far as the budget allows. The last 1x1
+convolution, the sigmoid, and everything between the three networks stay in float32. Where 8 bit is
+too few, the teacher's first layers and the student's last ones are the first to be given back.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from destseg_export.qdq import (
 )
 from destseg_export.session import open_session
 
-PARTS = ("segmentation_net", "teacher_net", "student_net.encoder")
-"""What may be quantised; the student's decoder may not."""
+PARTS = ("segmentation_net", "teacher_net", "student_net.encoder", "student_net.decoder")
+"""What may be quantised, as the names of weights begin."""
 
 RANKED_ON = 8
 """Images of the sensitivity sweep, half of them anomalous."""

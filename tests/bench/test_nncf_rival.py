@@ -51,7 +51,7 @@ def test_the_same_layers_and_no_others(fused, int8, layers, category, tmp_path):
     from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
 
     output = tmp_path / "rival.xml"
-    arguments = [str(fused), str(int8), "--images", str(category / "test"), "--count", "4"]
+    arguments = [str(fused), str(int8), "--normal", str(category / "train/good"), "--images", "4"]
     done = CliRunner().invoke(nncf, [*arguments, "--output", str(output)])
     assert done.exit_code == 0, done.output
     assert f"int8     {len(layers)} layers by NNCF" in done.stdout
@@ -104,7 +104,7 @@ def test_without_nncf_it_says_what_to_install(fused, int8, category, tmp_path, m
 
     monkeypatch.setitem(sys.modules, "nncf", None)
     output = tmp_path / "x.xml"
-    arguments = [str(fused), str(int8), "--images", str(category / "test"), "--count", "1"]
+    arguments = [str(fused), str(int8), "--normal", str(category / "train/good"), "--images", "1"]
     done = CliRunner().invoke(nncf, [*arguments, "--output", str(output)])
     assert done.exit_code == 1
     assert "pip install" in done.output

@@ -15,10 +15,11 @@ pytest.importorskip("onnxruntime")
 
 from destseg_export import quantize  # noqa: E402 - needs onnx
 from destseg_export.calibrate import Calibration, measure_ranges  # noqa: E402 - needs onnx
+from destseg_export.cpu_commands import QUANTIZED  # noqa: E402 - needs onnx
 from destseg_export.fusing import FOR_INT8, fuse  # noqa: E402 - needs onnx
 from destseg_export.int8_budget import Accuracy, rank_layers  # noqa: E402 - needs onnx
 from destseg_export.qdq import Range, find_layers, tensors_around  # noqa: E402 - needs onnx
-from destseg_export.quantize import Int8Options, quantize_artifact  # noqa: E402 - needs onnx
+from destseg_export.quantize import PARTS, Int8Options, quantize_artifact  # noqa: E402 - needs onnx
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +106,25 @@ def test_only_the_part_asked_for_is_in_int8(int8):
     assert not any("head.4" in name for name in held)
 
 
-def test_the_decoder_and_the_last_convolution_stay_in_float_by_default(onnx_artifact):
+def test_all_convolutions_but_the_last_may_be_quantised(onnx_artifact):
     proto, _ = fuse(onnx.load(onnx_artifact), FOR_INT8)
     layers = set(find_layers(proto, Int8Options().parts))
+    assert len(layers) > 50
+    left = [n for n in proto.graph.node if n.op_type == "Conv" and n.name not in layers]
+    assert [node.input[1] for node in left] == ["model.segmentation_net.head.4.weight"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_all_the_weights_whose_names_begin_so(onnx_artifact, part):
+    proto = onnx.load(onnx_artifact)
+    layers = set(find_layers(proto, [part]))
     weights = [node.input[1] for node in proto.graph.node if node.name in layers]
-    for part in ("segmentation_net", "teacher_net", "student_net.encoder"):
-        assert any(part in name for name in weights), part
-    assert not any("student_net.decoder" in name or "head.4" in name for name in weights)
+    assert weights
+    assert all(name.startswith(f"model.{part}") for name in weights)
+
+
+def test_the_command_offers_every_part():
+    assert QUANTIZED == PARTS
 
 
 def test_an_int8_artifact_is_not_quantised_again(int8, category, tmp_path):
@@ -142,7 +155,7 @@ def test_a_budget_that_cannot_be_met_writes_nothing(onnx_artifact, category, tmp
     ("options", "words"),
     [
         (Int8Options(scheme="s4"), "scheme 's4'"),
-        (Int8Options(parts=("student_net.decoder",)), "part 'student_net.decoder'"),
+        (Int8Options(parts=("student_net.head",)), "part 'student_net.head'"),
         (Int8Options(max_drop=-1), "--max-drop -1"),
     ],
 )
