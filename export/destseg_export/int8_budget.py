@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from destseg_deploy.data.calibration_images import Labelled
 from destseg_deploy.errors import ExportError
 from destseg_deploy.metrics import image_auroc, pixel_metrics
-from destseg_export.calibrate import Labelled
 from destseg_export.qdq import Range, quantize_layers
 from destseg_export.session import Run, open_session
 

@@ -19,19 +19,13 @@ import onnx
 from numpy.typing import NDArray
 
 from destseg_deploy.atomic import staging
+from destseg_deploy.data.calibration_images import Labelled, add_anomalies, read_normal
 from destseg_deploy.data.images import read_image, read_mask
 from destseg_deploy.data.mvtec import list_test
 from destseg_deploy.data.resize import resize_image, resize_plane
 from destseg_deploy.errors import DataError, ExportError
 from destseg_deploy.spec import FileRecord, ModelSpec
-from destseg_export.calibrate import (
-    TAIL,
-    Calibration,
-    Labelled,
-    add_anomalies,
-    measure_ranges,
-    read_normal,
-)
+from destseg_export.calibrate import TAIL, Calibration, measure_ranges
 from destseg_export.fusing import FOR_INT8, fuse
 from destseg_export.int8_budget import (
     Accuracy,

@@ -13,6 +13,7 @@ from destseg_export import to_engine
 from destseg_export.engine_build import BuildOptions, check_options
 from destseg_export.engine_site import Site
 from destseg_export.to_engine import build_engine
+from destseg_export.verify import BUDGETS
 from tests.export.engine_cases import GpuMachine, Off, tiny_graph, write_model
 from tests.export.fake_builder import BuilderFlag, MemoryPoolType
 from tests.unchanged import unchanged
@@ -87,7 +88,7 @@ def test_the_gate_runs_the_engine_itself(machine, model, engine):
     assert spec.parity["engine_run"] is True
     assert spec.parity["map_max_abs"] == 0
     assert spec.parity["control"] > 0.01
-    assert spec.parity["budget"]["anomaly_map"] == 2e-2
+    assert spec.parity["budget"]["anomaly_map"] == BUDGETS["fp16"].anomaly_map
 
 
 def test_the_gate_leaves_nothing(machine, model, engine):

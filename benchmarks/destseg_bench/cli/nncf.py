@@ -27,8 +27,8 @@ def nncf(
     result to destseg-bench cpu --int8, beside INT8.
     """
     from destseg_bench.nncf_rival import write_rival
+    from destseg_deploy.data.calibration_images import add_anomalies, read_normal
     from destseg_deploy.spec import ModelSpec
-    from destseg_export.calibrate import add_anomalies, read_normal
 
     good = read_normal(normal, ModelSpec.read(fused), 2 * images)[:images]
     seen = add_anomalies(good, textures=textures)
