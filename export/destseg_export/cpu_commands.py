@@ -182,3 +182,8 @@ def quantize_command(
     for name, title in (("pixel_ap", "pixel AP"), ("image_auroc", "image AUROC")):
         click.echo(f"{title:<12}{found['fp32'][name]:.4f} -> {found['int8'][name]:.4f}")
     click.echo(f"measured on {found['count']} images, {found['images']}")
+    if spec.threshold is not None:
+        click.echo(
+            f"threshold   {spec.threshold.score:.4f}, set for fp32; int8 moves scores. "
+            f"Set it anew: destseg-threshold {target} --normal FOLDER"
+        )

@@ -24,7 +24,7 @@ from destseg_deploy.data.images import read_image, read_mask
 from destseg_deploy.data.mvtec import list_test
 from destseg_deploy.data.resize import resize_image, resize_plane
 from destseg_deploy.errors import DataError, ExportError
-from destseg_deploy.spec import FileRecord, ModelSpec
+from destseg_deploy.spec import FileRecord, ModelSpec, Threshold
 from destseg_export.calibrate import TAIL, Calibration, measure_ranges
 from destseg_export.fusing import FOR_INT8, fuse
 from destseg_export.int8_budget import (
@@ -139,7 +139,15 @@ def quantize_artifact(
         len(seen.frames) // 2, len(seen.frames) // 2, str(normal), TAIL, ranges
     )
     graph = quantize_layers(proto, fit.layers, ranges, chosen.scheme)
-    return _write(graph, output, replace(spec, precision="int8", parity=parity), calibration)
+    written = replace(spec, precision="int8", parity=parity, threshold=_inherited(spec.threshold))
+    return _write(graph, output, written, calibration)
+
+
+def _inherited(threshold: Threshold | None) -> Threshold | None:
+    """Return the threshold with a rule that says what it was set for; INT8 moves the scores."""
+    if threshold is None:
+        return None
+    return replace(threshold, rule=f"set for fp32: {threshold.rule}")
 
 
 def _record(proto: onnx.ModelProto, reference: Accuracy, fit: Fit) -> dict[str, Any]:

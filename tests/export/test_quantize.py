@@ -89,6 +89,8 @@ def test_the_spec_says_what_was_done(int8):
     spec = ModelSpec.read(int8)
     assert spec.precision == "int8"
     assert set(spec.parity) >= {"fp32", "int8", "drop", "max_drop", "given_back", "moved_alone"}
+    assert spec.threshold.score == 0.5
+    assert spec.threshold.rule.startswith("set for fp32: ")
     assert spec.parity["scheme"] == "u8"
     assert spec.parity["share_of_macs"] > 0.6
     model = onnx.load(int8, load_external_data=False)
