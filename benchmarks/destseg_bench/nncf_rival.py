@@ -30,8 +30,14 @@ BIAS = "/WithoutBiases"
 """What OpenVINO adds to the name of a convolution whose bias it takes apart."""
 
 UNTOUCHED = (
-    *("MatMul", "Multiply", "Divide", "ReduceL2", "ReduceMean", "ReduceSum"),
-    *("Sigmoid", "TopK"),
+    "MatMul",
+    "Multiply",
+    "Divide",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceSum",
+    "Sigmoid",
+    "TopK",
 )
 """Operators between and behind the networks, which our scheme keeps in float32, too."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from destseg_deploy.console import OneLineErrors, progress
+from destseg_export.int8_parts import PARTS
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -95,10 +96,6 @@ def fuse_command(
     )
 
 
-QUANTIZED = ("segmentation_net", "teacher_net", "student_net.encoder", "student_net.decoder")
-"""``quantize.PARTS``, named here since help must not wait for ONNX."""
-
-
 @click.command("quantize", cls=OneLineErrors)
 @click.argument("source", type=FILE)
 @click.option("--normal", type=FOLDER, required=True, help="Images of good parts to calibrate on.")
@@ -128,8 +125,8 @@ QUANTIZED = ("segmentation_net", "teacher_net", "student_net.encoder", "student_
     "--part",
     "parts",
     multiple=True,
-    type=click.Choice(QUANTIZED),
-    default=QUANTIZED,
+    type=click.Choice(PARTS),
+    default=PARTS,
     help="What may be quantised; repeatable.  [default: all of them]",
 )
 @click.option(

@@ -35,6 +35,7 @@ from destseg_export.int8_budget import (
     measure_accuracy,
     rank_layers,
 )
+from destseg_export.int8_parts import PARTS
 from destseg_export.qdq import (
     SCHEMES,
     find_layers,
@@ -44,9 +45,6 @@ from destseg_export.qdq import (
     tensors_around,
 )
 from destseg_export.session import open_session
-
-PARTS = ("segmentation_net", "teacher_net", "student_net.encoder", "student_net.decoder")
-"""What may be quantised, as the names of weights begin."""
 
 RANKED_ON = 8
 """Images of the sensitivity sweep, half of them anomalous."""
@@ -58,7 +56,7 @@ class Int8Options:
 
     Attributes:
         scheme: ``u8`` for CPUs, ``s8`` for TensorRT; see ``qdq``.
-        parts: Which of ``PARTS`` are quantised.
+        parts: Which of ``int8_parts.PARTS`` are quantised.
         max_drop: Points that pixel AP and image AUROC may lose each.
         images: Normal images to calibrate on, at most; as many with an anomaly are added.
         textures: Folder of textures for the anomalies; built-in ones unless given.

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from destseg_bench.cpu_setups import list_setups
 from destseg_bench.latency import find_frames, stack_frames
-from destseg_bench.nncf_rival import BIAS, write_rival
+from destseg_bench.nncf_rival import BIAS, _others, write_rival
 from destseg_deploy.errors import DataError
 from destseg_deploy.runtime.ort import OrtRuntime
 from destseg_deploy.spec import FileRecord, ModelSpec
@@ -62,6 +62,7 @@ def test_the_same_layers_and_no_others(fused, int8, layers, category, tmp_path):
     }
     assert {name for name, quantised in convolutions.items() if quantised} == set(layers)
     assert len(convolutions) > len(layers)
+    assert _read_in_8_bit(output).isdisjoint({"Multiply", "Divide", "Sigmoid", "ReduceL2"})
     frames = stack_frames(find_frames(category / "test", 4), ModelSpec.read(fused).size, 4)
     exact = OrtRuntime(fused).infer(frames)
     rival = OpenVinoRuntime(output)
@@ -69,6 +70,32 @@ def test_the_same_layers_and_no_others(fused, int8, layers, category, tmp_path):
     rival.close()
     apart = np.abs(found.anomaly_map - exact.anomaly_map).mean()
     assert 0 < apart < 0.5 * np.abs(exact.anomaly_map[::-1] - exact.anomaly_map).mean()
+
+
+def _read_in_8_bit(path) -> set[str]:
+    """Return the kinds of operators that read a tensor rounded to 8 bit."""
+    import openvino
+
+    return {
+        operator.get_type_name()
+        for operator in openvino.Core().read_model(str(path)).get_ops()
+        for value in operator.inputs()
+        if value.get_source_output().get_node().get_type_name() == "FakeQuantize"
+    }
+
+
+def test_the_resize_of_the_map_stays_out():
+    openvino = pytest.importorskip("openvino")
+    import openvino.opset13 as ov
+
+    image = ov.parameter([1, 1, 4, 4], name="image")
+    probability = ov.sigmoid(image, name="probability")
+    sizes, axes = (ov.constant(np.array(v, np.int64)) for v in ([8, 8], [2, 3]))
+    resize = {"mode": "linear", "shape_calculation_mode": "sizes"}
+    features = ov.interpolate(image, sizes, axes=axes, **resize, name="features")
+    resized = ov.interpolate(probability, sizes, axes=axes, **resize, name="map")
+    model = openvino.Model([resized, features], [image], "m")
+    assert sorted(_others(model, [])) == ["map", "probability"]
 
 
 def _is_quantised(convolution) -> bool:

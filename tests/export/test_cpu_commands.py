@@ -8,12 +8,12 @@ from destseg_deploy.predictor import load
 from destseg_deploy.spec import ModelSpec
 from tests.unchanged import unchanged
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from destseg_export import fuse_file, quantize  # noqa: E402 - needs onnx
-from destseg_export.cpu_commands import fuse_command, quantize_command  # noqa: E402 - needs onnx
-from tests.export.fusions.cases import change_constant  # noqa: E402 - needs onnx
+from destseg_export import fuse_file, quantize
+from destseg_export.cpu_commands import fuse_command, quantize_command
+from tests.export.fusions.cases import change_constant
 
 
 def test_fuse_writes_the_same_answers(onnx_artifact, frames, tmp_path):

@@ -10,16 +10,18 @@ from destseg_deploy.predictor import load
 from destseg_deploy.spec import ModelSpec
 from tests.unchanged import unchanged
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from destseg_export import quantize  # noqa: E402 - needs onnx
-from destseg_export.calibrate import Calibration, measure_ranges  # noqa: E402 - needs onnx
-from destseg_export.cpu_commands import QUANTIZED  # noqa: E402 - needs onnx
-from destseg_export.fusing import FOR_INT8, fuse  # noqa: E402 - needs onnx
-from destseg_export.int8_budget import Accuracy, rank_layers  # noqa: E402 - needs onnx
-from destseg_export.qdq import Range, find_layers, tensors_around  # noqa: E402 - needs onnx
-from destseg_export.quantize import PARTS, Int8Options, quantize_artifact  # noqa: E402 - needs onnx
+import onnx
+
+from destseg_export import quantize
+from destseg_export.calibrate import Calibration, measure_ranges
+from destseg_export.fusing import FOR_INT8, fuse
+from destseg_export.int8_budget import Accuracy, rank_layers
+from destseg_export.int8_parts import PARTS
+from destseg_export.qdq import Range, find_layers, tensors_around
+from destseg_export.quantize import Int8Options, quantize_artifact
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +125,6 @@ def test_a_part_is_all_the_weights_whose_names_begin_so(onnx_artifact, part):
     weights = [node.input[1] for node in proto.graph.node if node.name in layers]
     assert weights
     assert all(name.startswith(f"model.{part}") for name in weights)
-
-
-def test_the_command_offers_every_part():
-    assert QUANTIZED == PARTS
 
 
 def test_an_int8_artifact_is_not_quantised_again(int8, category, tmp_path):
