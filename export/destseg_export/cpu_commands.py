@@ -127,7 +127,7 @@ def fuse_command(
     multiple=True,
     type=click.Choice(PARTS),
     default=PARTS,
-    help="What may be quantised; repeatable.  [default: all of them]",
+    help="What may be quantised; repeatable.",
 )
 @click.option(
     "--images", type=click.IntRange(min=2), default=32, show_default=True, help="To calibrate on."
