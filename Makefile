@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 #   make demo PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_OPTIONS ?=
 
-.PHONY: install builders demo gpu-training gpu-acceptance test test-tools test-deploy test-cpp lint types format clean
+# The newer Python of test-newer.
+NEWER ?= python3.12
+
+.PHONY: install builders demo gpu docs test test-tools test-deploy test-cpp test-ray test-arm64 test-newer test-triton lint types house format clean
 
 install: $(VENV)/.installed
 
@@ -20,19 +23,26 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 # OpenVINO, and its quantiser NNCF, with which ours is compared; and the bindings of three releases of
 # TensorRT, whose names the tests hold ours against. The tests that need them skip where they are absent.
 BINDINGS := tensorrt_cu12_bindings==10.3.0 tensorrt_cu13_bindings==10.16.1.11 tensorrt_cu13_bindings==11.4.0.106
+# The oldest ONNX Runtime that cpp/ supports, and the pinned one, whose wheels for Windows and ARM run under Wine and qemu.
+OLDEST_ORT := onnxruntime==1.20.1
+PINNED_ORT := onnxruntime==1.32.0
 builders: $(VENV)/.builders
 
 $(VENV)/.builders: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev,rtx,openvino,nncf]'
 	for release in $(BINDINGS); do $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/bindings $$release || exit 1; done
+	-$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/onnxruntimes $(OLDEST_ORT)
+	-$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/onnxruntimes --platform win_amd64 --python-version 3.11 --only-binary :all: $(PINNED_ORT)
 	-sh cpp/get-onnxruntime-headers.sh $(VENV)/include
 	touch $@
 
-# Everything lies in demo/, made anew each time.
+# Everything lies in demo/, made anew each time. The teacher's ImageNet weights are the file TEACHER, or
+# torchvision's; without both they are random, and a note says so.
+TEACHER ?= ../shared/weights/resnet18_imagenet1k_v1_layers1-3.safetensors
 demo: install
 	rm -rf demo
 	$(BIN)/destseg-sample --output demo/data
-	$(BIN)/destseg-train --category cable --data demo/data --output demo/artifacts --preset quick --teacher random
+	$(BIN)/destseg-train --category cable --data demo/data --output demo/artifacts --preset quick --teacher auto $(if $(wildcard $(TEACHER)),--teacher-weights $(TEACHER))
 	$(BIN)/destseg-export --checkpoint demo/artifacts/cable.safetensors --output demo/artifacts
 	$(BIN)/destseg-export inspect demo/artifacts/cable-fp32.onnx
 	$(BIN)/destseg-predict demo/artifacts/cable-fp32.onnx demo/data/cable/test --output demo/predictions > /dev/null
@@ -41,42 +51,78 @@ demo: install
 	@echo
 	@echo "Pictures: demo/predictions/overview.png (the highest scores first)"
 	@echo "          demo/predictions/overlays/<defect>/*.png (one for each test image)"
-	@echo "          demo/report/curves.png, demo/report/worst.png (how well it does, and where it fails)"
-	@echo "The teacher of this demo has random weights; for real parts, train with ImageNet weights."
+	@echo "Open this in a browser, and move the threshold: demo/report/report.html"
 
-# On a machine with a CUDA GPU: the paper's whole schedule on CATEGORY with three seeds, beside its
-# tables, and the speed of the lean loop beside the reference's. DATA holds MVTec AD categories.
+# On a machine with a CUDA GPU: rehearse (5 minutes), then PROFILE=record BUDGET=600. It needs no installation and
+# no network; PYTHON is the one that has torch. DATA holds MVTec AD categories; DEVICE=cpu rehearses without a GPU.
 DATA ?= ../shared/datasets/mvtec
 TEXTURES ?= ../shared/datasets/dtd/images
 CATEGORY ?= screw
-TEACHER ?= ../shared/weights/resnet18_imagenet1k_v1_layers1-3.safetensors
-RESULTS := benchmarks/results
-RUN := --category $(CATEGORY) --data $(DATA) --textures $(TEXTURES) --teacher-weights $(TEACHER) --device cuda
-gpu-training: install
-	$(BIN)/destseg-bench training $(RUN) --steps 10 --rounds 5 --compiled --output $(RESULTS)/training-speed-gpu.json
-	$(BIN)/destseg-bench accuracy $(RUN) --seeds 0,1,2 --train-into runs --output $(RESULTS)/$(CATEGORY)-accuracy-gpu.json
-	$(BIN)/pytest tests/deploy/test_training_gpu.py tests/deploy/test_feed.py tests/deploy/test_synthesis_torch.py tests/deploy/test_texture_bank.py
+PROFILE ?= rehearse
+BUDGET ?= 300
+DEVICE ?= cuda
+gpu:
+	PYTHONPATH=.:export:benchmarks $(PYTHON) -m destseg_bench gpu --profile $(PROFILE) --budget $(BUDGET) --device $(DEVICE) --category $(CATEGORY) --data $(DATA) --textures $(TEXTURES) --teacher-weights $(TEACHER) --output gpu-results
 
-# On a machine with a CUDA GPU: its tests, exports, engines, agreement and latency, in one JSON.
-# CHECKPOINT is a trained model of CATEGORY.
-CHECKPOINT ?= artifacts/$(CATEGORY).safetensors
-gpu-acceptance: install
-	$(BIN)/destseg-bench gpu-acceptance --checkpoint $(CHECKPOINT) --data $(DATA)/$(CATEGORY) --tests tests --output $(RESULTS)/gpu-acceptance.json
-
-# Two processes at a time, whose waiting threads leave the cores to the other. cpp/ has one of its own: it
-# loads a second copy of ONNX Runtime beside the wheel's, and once such a process crashed inside the wheel's.
-test: export OMP_WAIT_POLICY = passive
+# Two processes at a time, each on a core of its own: ONNX Runtime, OpenVINO and PyTorch start a thread for each
+# core they may use, and two times two threads on two cores wait for each other half of the time. cpp/ has a
+# process of its own: it loads a second copy of ONNX Runtime beside the wheel's, and once such a process crashed
+# inside the wheel's.
 test: install
 	$(MAKE) -j2 test-tools test-deploy test-cpp
 
+ON_CORE = $(if $(shell command -v taskset),taskset -c $(1))
+
 test-tools: install
-	$(BIN)/pytest tests/bench tests/export
+	$(call ON_CORE,0) $(BIN)/pytest tests/bench tests/export
 
 test-deploy: install
-	$(BIN)/pytest tests/deploy $(wildcard tests/test_*.py)
+	$(call ON_CORE,1) $(BIN)/pytest tests/deploy tests/house
 
 test-cpp: install
 	$(BIN)/pytest tests/cpp
+
+# Archives on a real Ray cluster of this machine, in an environment of its own: Ray is large, and nothing else needs it.
+test-ray: $(VENV)/.ray
+	$(VENV)/ray/bin/python -m pytest -q tests/deploy/archive
+
+$(VENV)/.ray: setup.cfg constraints.txt $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)/ray
+	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ray,onnxruntime]' onnx pytest
+	touch $@
+
+# cpp/ for Linux on ARM, under qemu: apt-get install g++-aarch64-linux-gnu qemu-user-static.
+test-arm64: $(VENV)/.arm64
+	DESTSEG_ARM64=1 $(BIN)/pytest tests/cpp/test_arm64.py
+
+$(VENV)/.arm64: $(VENV)/.installed
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/onnxruntimes --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --python-version 3.11 --only-binary :all: $(PINNED_ORT)
+	touch $@
+
+# What runs without torch, under a newer Python: since 3.12 errors keep the frames that raised them alive
+# in other ways, and with them contexts of TensorRT.
+test-newer: $(VENV)/.newer
+	$(VENV)/newer/bin/python -m pytest -q tests/deploy/runtime/trt tests/house/test_light_import.py
+
+$(VENV)/.newer: setup.cfg constraints.txt $(VENV)/.installed
+	$(NEWER) -m venv $(VENV)/newer
+	$(VENV)/newer/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt numpy opencv-python-headless Pillow click pytest
+	touch $@
+
+# A real Triton server, from NVIDIA's wheel: parity, batches, an update under load (see the test). Its
+# Python back end needs numpy before 2, so it has an environment of its own.
+TRITON := nvidia-pytriton==0.7.0
+test-triton: $(VENV)/.triton
+	DESTSEG_TRITON=$(abspath $(VENV)/triton) $(BIN)/pytest -s tests/deploy/serving/test_triton.py
+
+$(VENV)/.triton: $(VENV)/.installed
+	rm -rf $(VENV)/triton
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/triton $(TRITON)
+	$(BIN)/python -m zipfile -e $(VENV)/triton/*.whl $(VENV)/triton/server
+	cd $(VENV)/triton/server/pytriton/tritonserver && cp python_backend_stubs/$$($(abspath $(BIN))/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/* backends/python/ && chmod +x bin/tritonserver backends/python/triton_python_backend_stub
+	$(PYTHON) -m venv $(VENV)/triton/venv
+	$(VENV)/triton/venv/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) 'numpy<2' onnxruntime==1.32.0
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .
@@ -89,5 +135,21 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation, in site/; a warning fails it (not with --quiet, which hides warnings from --strict, too).
+# The variable silences Material's notice of its own end.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+	@echo "Open site/index.html"
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[docs]'
+	touch $@
+
+# How large, how tangled and how well explained the source is. With BEFORE, the checkout of an earlier
+# version, the two stand side by side.
+house:
+	$(PYTHON) tests/house/measure.py $(BEFORE) .
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo

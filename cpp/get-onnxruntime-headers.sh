@@ -1,12 +1,11 @@
 #!/bin/sh
-# The pip wheel of ONNX Runtime has a library and no headers; Debian 13's libonnxruntime-dev has
-# headers (API 21) that compile against it. This fetches them into a folder, on Debian and Ubuntu,
-# without installing anything and without touching the system's package lists:
+# The library needs no headers of ONNX Runtime. A test compares its own declarations with the vendor's;
+# Debian 13's libonnxruntime-dev has them (API 21). This fetches them into a folder, on Debian and
+# Ubuntu, without installing anything and without touching the system's package lists:
 #
 #     cpp/get-onnxruntime-headers.sh .venv/include
 #
-# makes .venv/include/onnxruntime/onnxruntime_c_api.h. Elsewhere, take a release package and point
-# -DONNXRUNTIME_ROOT at it.
+# makes .venv/include/onnxruntime/onnxruntime_c_api.h. Elsewhere, take those of a release package.
 set -eu
 folder=${1:?usage: get-onnxruntime-headers.sh FOLDER}
 [ -f "$folder/onnxruntime/onnxruntime_c_api.h" ] && exit 0

@@ -8,40 +8,56 @@
 Importing this loads neither torch nor onnx; each back end is imported when it is opened.
 """
 
+import destseg_deploy.at_start  # noqa: F401 - first, before anything that takes time
 from destseg_deploy.errors import (
     BackendError,
     DataError,
+    DataWarning,
     DestsegError,
     ExportError,
     MetricError,
+    OutOfMemoryError,
     ParityError,
     ShapeError,
     SpecError,
     TrainingError,
     WeightsError,
 )
-from destseg_deploy.predictor import EngineOptions, Predictor, load
+from destseg_deploy.loading import load
+from destseg_deploy.options import (
+    Device,
+    OpenVinoOptions,
+    OrtOptions,
+    ServerOptions,
+    TensorRtOptions,
+    TorchOptions,
+)
+from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction, Runtime
-from destseg_deploy.runtime.cpu_options import OpenVinoOptions, OrtCpuOptions
 from destseg_deploy.spec import ModelSpec, Threshold
 
 __all__ = [
     "BackendError",
     "DataError",
+    "DataWarning",
     "DestsegError",
-    "EngineOptions",
+    "Device",
     "ExportError",
     "MetricError",
     "ModelSpec",
     "OpenVinoOptions",
-    "OrtCpuOptions",
+    "OrtOptions",
+    "OutOfMemoryError",
     "ParityError",
     "Prediction",
     "Predictor",
     "Runtime",
+    "ServerOptions",
     "ShapeError",
     "SpecError",
+    "TensorRtOptions",
     "Threshold",
+    "TorchOptions",
     "TrainingError",
     "WeightsError",
     "load",

@@ -11,10 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+VERSION = "0.1.0"
+"""This project's version, as in setup.cfg. A copy that is not installed has no package metadata."""
+
+COMMIT = "DESTSEG_COMMIT"
+"""Environment variable that names the commit, for a copy without its git repository."""
+
 PACKAGES = (
-    "destseg-deploy",
     "numpy",
     "opencv-python",
+    "opencv-python-headless",
     "Pillow",
     "torch",
     "onnx",
@@ -24,11 +30,23 @@ PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
+    "triton",
+    "safetensors",
     "cuda-core",
+    "cupy-cuda13x",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cudnn-cu13",
     "pycuda",
     "matplotlib",
     "tensorboard",
 )
+
+
+def allowed_cores() -> list[int]:
+    """Return the logical processors that this process may run on, counted from 0."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def describe_environment() -> dict[str, Any]:
@@ -41,6 +59,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
         "gpu": _gpu(),
+        "gpu_clocks": _gpu_clocks(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": _versions(),
@@ -48,7 +67,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"destseg-deploy": VERSION}
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -58,15 +77,30 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Return the checkout's commit, with ``+`` when files differ from it; None outside one."""
-    folder = Path(__file__).parent
-    head = _output("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
-    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    """Return the checkout's commit, with ``+`` when files differ from it.
+
+    The repository must hold this file, because a copy may lie inside another project's repository.
+    Without a repository, return what ``COMMIT`` names, or None.
+    """
+    folder = str(Path(__file__).parent)
+    if _output("git", "-C", folder, "ls-files", "--error-unmatch", __file__) is None:
+        return os.environ.get(COMMIT)
+    head = _output("git", "-C", folder, "rev-parse", "--short=12", "HEAD")
+    changed = _output("git", "-C", folder, "status", "--porcelain", "--untracked-files=no")
     return head if head is None or not changed else f"{head}+"
 
 
 def _gpu() -> str | None:
-    return _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    return _query_gpu("name,driver_version")
+
+
+def _gpu_clocks() -> str | None:
+    """Return the clocks now and at most, in MHz, and the power limit, as nvidia-smi writes them."""
+    return _query_gpu("clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit")
+
+
+def _query_gpu(fields: str) -> str | None:
+    return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
 
 
 def _cpu_model() -> str:

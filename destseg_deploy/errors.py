@@ -1,20 +1,7 @@
 """Every error this project raises on purpose.
 
-::
-
-    DestsegError
-    ├── DataError            a folder, an image or a mask that is missing, unreadable or misplaced
-    ├── ShapeError           an array of the wrong shape, dtype or range
-    ├── SpecError            a ModelSpec that is missing, unreadable or belongs to another file
-    ├── WeightsError         a checkpoint or teacher that is missing, truncated or of another model
-    ├── BackendError         a runtime or device that was asked for and is not there
-    ├── MetricError          labels or maps from which a metric cannot be computed
-    ├── TrainingError        training that cannot start or must not go on
-    └── ExportError          an artifact that could not be made
-        └── ParityError      an artifact whose answers differ from PyTorch's beyond the budget
-
 A message says what was wrong and its value, what was expected, and what to do. The commands print
-it as one line and exit with status 1.
+it as one line and exit with status 1. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,6 +13,10 @@ class DestsegError(Exception):
 
 class DataError(DestsegError):
     """A folder, an image or a mask is missing, unreadable or misplaced."""
+
+
+class DataWarning(UserWarning):
+    """An image or a mask was read, and may not mean what its owner thinks."""
 
 
 class ShapeError(DestsegError, ValueError):
@@ -44,6 +35,10 @@ class BackendError(DestsegError):
     """A runtime or a device was asked for and is not there."""
 
 
+class OutOfMemoryError(DestsegError, MemoryError):
+    """An image, a batch or a model needs more memory than there is."""
+
+
 class MetricError(DestsegError, ValueError):
     """A metric cannot be computed from these labels or maps."""
 
@@ -54,6 +49,10 @@ class TrainingError(DestsegError):
 
 class ExportError(DestsegError):
     """An artifact could not be made."""
+
+
+class OutputError(DestsegError):
+    """An output must not or cannot be written: not ours, in use, a wrong name, or no room."""
 
 
 class ParityError(ExportError):

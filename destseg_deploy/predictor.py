@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -12,46 +12,51 @@ from types import TracebackType
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from destseg_deploy.data.resize import resize_image
+from destseg_deploy.data.images import read_content, read_image, read_picture
+from destseg_deploy.data.pixel_formats import FrameFormat, layout_of, to_rgb
+from destseg_deploy.data.resize import remark_squeeze, resize_image
 from destseg_deploy.errors import BackendError, ShapeError, SpecError
-from destseg_deploy.runtime.base import Prediction, Runtime
-from destseg_deploy.runtime.cpu_options import OpenVinoOptions, OrtCpuOptions
+from destseg_deploy.runtime.base import (
+    Prediction,
+    Runtime,
+    TakesFrames,
+    check_prediction,
+    check_values,
+)
 from destseg_deploy.spec import ModelSpec, Threshold
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pckl", ".pth")
-KNOWN = ".onnx, .engine or .safetensors"
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a TensorRT engine is run; see ``TrtRuntime``.
-
-    Attributes:
-        binding: How CUDA is reached: ``auto``, ``torch``, ``cuda.core``, ``pycuda`` or ``driver``.
-        contexts: Calls that run at the same time.
-        cuda_graph: Record a CUDA graph per batch size.
-    """
-
-    binding: str = "auto"
-    contexts: int = 2
-    cuda_graph: bool = True
+Frame = NDArray[np.uint8] | str | Path | Image.Image
+"""uint8 (H, W, 3) RGB or (H, W) grey, an image file, or a Pillow image."""
 
 
 class Predictor:
     """Scores frames of any number, and of any size where the artifact allows it.
 
-    An artifact exported at the network's size takes frames of any size: they are resized here,
-    with the kernel of the training. One exported with ``--input-size`` takes frames of that size
-    only, because resizing twice would change the scores.
+    An artifact exported at the network's size takes frames of any size: they are resized with the
+    kernel of the training, on the GPU where the artifact runs on one (TensorRT, ONNX Runtime CUDA)
+    and else on the CPU, with the same bits. One exported with ``--input-size`` takes frames of that
+    size only, because resizing twice would change the scores.
 
     One Predictor may be shared by several threads, and each thread may have its own. ``close`` it,
     or use ``with``, when no call is running any more.
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        """Take ownership of a runtime; ``destseg_deploy.load`` makes both."""
+        """Take ownership of a runtime; ``destseg_deploy.load`` makes both.
+
+        Raises:
+            BackendError: If it is no runtime, or is closed.
+        """
+        if not hasattr(runtime, "infer"):
+            raise BackendError(
+                f"Predictor: got {type(runtime).__name__}, expected a runtime. Open an artifact "
+                "with destseg_deploy.load(path)."
+            )
         self.runtime = runtime
+        self._remarked = False
+        self._pipeline = runtime.open_frames() if isinstance(runtime, TakesFrames) else None
 
     @property
     def spec(self) -> ModelSpec:
@@ -61,29 +66,43 @@ class Predictor:
     @property
     def resizes(self) -> bool:
         """Whether frames of another size than ``spec.size`` are taken."""
-        return self.spec.size == self.spec.network_size
+        return self.spec.takes_any_size
 
     def __call__(
-        self, frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], *, source_maps: bool = False
+        self,
+        frames: Frame | Iterable[Frame],
+        *,
+        source_maps: bool = False,
+        frame_format: FrameFormat | None = None,
+        maximum: int | None = None,
     ) -> Prediction:
         """Score frames.
 
         Args:
-            frames: uint8 RGB: one frame (H, W, 3) or (H, W) grey, or several as (N, H, W, 3) or as
-                a sequence. Any N: more than the artifact's largest batch are done in turn.
+            frames: One frame or several: uint8 RGB (H, W, 3) or (H, W) grey, the path of an image
+                file, or a Pillow image; several as (N, H, W, 3) or as a sequence. Any N: more than
+                the artifact's largest batch are done in turn.
             source_maps: Return the maps at the frames' size instead of ``spec.map_size``; all
                 frames must then have the same size.
+            frame_format: What the arrays are when they are not RGB or grey of 8 bit, such as
+                ``bayer_rg8`` or ``mono12``; ``destseg_deploy.data.pixel_formats`` has the shapes.
+            maximum: The value of white in ``mono10``, ``mono12`` and ``mono16``.
 
         Returns:
             The prediction of all frames, in order.
 
         Raises:
-            ShapeError: If a frame is not uint8, has no pixels, or has a size the artifact refuses.
+            ShapeError: If a frame is of another type, is not uint8, has no pixels, or has a size
+                the artifact refuses.
+            DataError: If a file or a Pillow image cannot be read.
+            BackendError: If the runtime's answer is not within [0, 1].
         """
-        listed = [frames] if isinstance(frames, np.ndarray) and frames.ndim < 4 else list(frames)
+        listed = list(_several(frames, _dimensions(frame_format)))
         if not listed:
             raise ShapeError("frames: none were passed. Pass at least one uint8 (H, W, 3) frame.")
-        singles = list(self.stream(listed, source_maps=source_maps))
+        singles = list(
+            self.stream(listed, source_maps=source_maps, frame_format=frame_format, maximum=maximum)
+        )
         sizes = {single.anomaly_map.shape[1:] for single in singles}
         if len(sizes) > 1:
             raise ShapeError(
@@ -93,38 +112,66 @@ class Predictor:
         return Prediction(
             np.concatenate([single.anomaly_map for single in singles]),
             np.concatenate([single.score for single in singles]),
+            tuple(size for single in singles for size in single.frame_sizes or ()),
+            singles[0].pixel_threshold,
         )
 
     def stream(
         self,
-        frames: Iterable[NDArray[np.uint8]],
+        frames: Frame | Iterable[Frame],
         *,
         source_maps: bool = False,
         batch_size: int | None = None,
+        frame_format: FrameFormat | None = None,
+        maximum: int | None = None,
     ) -> Iterator[Prediction]:
         """Score frames one after another in bounded memory, batching where it can.
 
+        On a GPU, the next batch is uploaded while the current one is computed. So one batch of
+        frames more is taken than has been answered; to judge each part before the next one is
+        photographed, call the predictor with the frame instead.
+
         Args:
-            frames: uint8 (H, W, 3) RGB or (H, W) grey, each of its own size.
+            frames: Any iterable of what ``__call__`` takes, each of its own size.
             source_maps: Return each map at its frame's size.
             batch_size: Frames per call of the runtime; the artifact's optimum unless given.
+            frame_format: As for ``__call__``.
+            maximum: As for ``__call__``.
 
         Yields:
             One prediction with N = 1 per frame, in order.
 
         Raises:
             ShapeError: As ``__call__``, or if the batch size is out of the artifact's range.
+            BackendError: If the runtime's answer is not within [0, 1].
         """
         batch = self.spec.input.batch
         wanted = batch.opt if batch_size is None else batch_size
-        if not 1 <= wanted <= batch.max:
+        if type(wanted) is not int or not 1 <= wanted <= batch.max:
             raise ShapeError(
-                f"batch_size: {wanted}, expected 1 to {batch.max}, the artifact's largest."
+                f"batch_size: {wanted!r}, expected 1 to {batch.max}, the artifact's largest."
             )
-        wanted = max(wanted, batch.min)
-        remaining = iter(frames)
-        while group := list(islice(remaining, wanted)):
-            prediction = self._infer([self._fit(frame) for frame in group])
+        several = _several(frames, _dimensions(frame_format))
+        if frame_format is not None:
+            several = (_converted(frame, frame_format, maximum) for frame in several)
+        sizes: deque[tuple[int, int]] = deque()  # of frames that were taken and not yet answered
+        groups = self._groups(several, max(wanted, batch.min), sizes)
+        pixel = None if self.spec.threshold is None else self.spec.threshold.pixel
+        for single in self._singles(groups, source_maps=source_maps):
+            yield replace(single, frame_sizes=(sizes.popleft(),), pixel_threshold=pixel)
+
+    def _singles(
+        self, groups: Iterable[list[NDArray[np.uint8]]], *, source_maps: bool
+    ) -> Iterator[Prediction]:
+        """Score groups of frames, on the pipeline where there is one; yield an answer per frame."""
+        if self._pipeline is not None:
+            for prediction in self._pipeline.stream(groups, source_maps=source_maps):
+                check_values(prediction.anomaly_map, self.spec, "anomaly map")
+                check_values(prediction.score, self.spec, "score")
+                yield prediction
+            return
+        for group in groups:
+            prediction = self._infer(group)
             for i, frame in enumerate(group):
                 anomaly_map = prediction.anomaly_map[i]
                 if source_maps:
@@ -136,13 +183,36 @@ class Predictor:
 
         Raises:
             SpecError: If no threshold was set yet.
+            ShapeError: If it is no prediction.
+            BackendError: If a score is not within [0, 1]; no verdict can be made of it.
         """
+        self._check_score(prediction)
         return np.asarray(prediction.score > np.float32(self._threshold().score))
 
     def normalized_score(self, prediction: Prediction) -> NDArray[np.float32]:
-        """Return scores in [0, 1] with the threshold at 0.5; see ``Threshold.normalized``."""
+        """Return scores in [0, 1] with the threshold at 0.5; see ``Threshold.normalized``.
+
+        Raises:
+            SpecError, ShapeError, BackendError: As ``is_anomalous``.
+        """
+        self._check_score(prediction)
         threshold = self._threshold()
         return np.array([threshold.normalized(float(s)) for s in prediction.score], np.float32)
+
+    def read(self, path: Path | str, content: bytes | None = None) -> NDArray[np.uint8]:
+        """Read an image file as a frame, uint8 (H, W, 3).
+
+        Args:
+            path: The file, or what errors call it where its content is given.
+            content: All bytes of a file that is on no disk.
+
+        Raises:
+            DataError: If it cannot be read.
+            ShapeError: If the artifact takes no image of its size; the error names the file.
+        """
+        name = str(path)
+        pixels = read_image(path) if content is None else read_content(content, name)
+        return self._check(pixels, name)
 
     def close(self) -> None:
         """Release the runtime; a second call does nothing."""
@@ -161,35 +231,70 @@ class Predictor:
         """Close."""
         self.close()
 
-    def _fit(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Bring a frame to RGB and, where allowed, to the input size."""
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
-            found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame)
+    def _groups(
+        self, frames: Iterable[Frame], size: int, sizes: deque[tuple[int, int]]
+    ) -> Iterator[list[NDArray[np.uint8]]]:
+        """Cut frames into lists of a size, the last one shorter, after checking each frame.
+
+        The frames' heights and widths are added to ``sizes``.
+        """
+        remaining = iter(frames)
+        while group := [self._frame(frame) for frame in islice(remaining, size)]:
+            sizes.extend((frame.shape[0], frame.shape[1]) for frame in group)
+            yield group
+
+    def _frame(self, frame: Frame) -> NDArray[np.uint8]:
+        """Return what was passed as pixels that the artifact takes."""
+        if isinstance(frame, str | Path):
+            return self.read(Path(frame))
+        if isinstance(frame, Image.Image):
+            return self._check(read_picture(frame))
+        if not isinstance(frame, np.ndarray) or isinstance(frame, np.ma.MaskedArray):
             raise ShapeError(
-                f"frame: expected uint8 (H, W, 3) or (H, W), got {found}. The graph normalises by "
-                "itself; pass RGB pixels in [0, 255]."
+                f"frame: expected uint8 (H, W, 3) or (H, W), a path or a Pillow image, got "
+                f"{type(frame).__name__}. Convert it to an array, masked pixels filled."
             )
-        if frame.ndim == 2:
-            frame = np.repeat(frame[:, :, None], 3, axis=2)
-        if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-            raise ShapeError(f"frame: expected uint8 (H, W, 3) or (H, W), got uint8 {frame.shape}.")
-        if frame.shape[:2] == self.spec.size:
-            return frame
-        if not self.resizes:
+        return self._check(frame)
+
+    def _check(self, frame: NDArray[np.uint8], name: str = "frame") -> NDArray[np.uint8]:
+        """Return a frame; refuse another type, and a size that the artifact does not take."""
+        if frame.dtype != np.uint8:
             raise ShapeError(
-                f"frame: {frame.shape[1]}x{frame.shape[0]} pixels, this artifact was exported for "
+                f"{name}: expected uint8 (H, W, 3) or (H, W), got {frame.dtype} {frame.shape}. The "
+                "graph normalises by itself; pass RGB pixels in [0, 255]."
+            )
+        if frame.ndim not in (2, 3) or frame.shape[2:] not in ((), (3,)) or 0 in frame.shape:
+            raise ShapeError(
+                f"{name}: expected uint8 (H, W, 3) or (H, W), got uint8 {frame.shape}. Pass pixels "
+                "as height, width, colours."
+            )
+        if frame.shape[:2] != self.spec.size and not self.resizes:
+            raise ShapeError(
+                f"{name}: {frame.shape[1]}x{frame.shape[0]} pixels, this artifact was exported for "
                 f"{self.spec.size[1]}x{self.spec.size[0]}. Export with --input-size "
                 f"{frame.shape[0]}x{frame.shape[1]}, or without it to accept any size."
             )
-        return resize_image(frame, self.spec.size)
+        if not self._remarked:  # once: a line's frames are all alike
+            self._remarked = remark_squeeze(frame.shape[:2], self.spec.working_size)
+        return frame
 
-    def _infer(self, images: list[NDArray[np.uint8]]) -> Prediction:
+    def _infer(self, frames: list[NDArray[np.uint8]]) -> Prediction:
         """Run a batch, filled up to the artifact's smallest with copies that are dropped again."""
-        missing = self.spec.input.batch.min - len(images)
+        missing = self.spec.input.batch.min - len(frames)
+        images = [_fit(frame, self.spec.size) for frame in frames]
         stacked = np.stack(images + images[:1] * max(missing, 0))
         prediction = self.runtime.infer(stacked)
-        count = len(images)
+        check_prediction(prediction, self.spec, len(stacked))
+        count = len(frames)
         return Prediction(prediction.anomaly_map[:count], prediction.score[:count])
+
+    def _check_score(self, prediction: Prediction) -> None:
+        if not isinstance(prediction, Prediction):
+            raise ShapeError(
+                f"prediction: got {type(prediction).__name__}, expected the Prediction that the "
+                "predictor returned for frames."
+            )
+        check_values(prediction.score, self.spec, "score")
 
     def _threshold(self) -> Threshold:
         threshold = self.spec.threshold
@@ -201,145 +306,47 @@ class Predictor:
         return threshold
 
 
+def _several(frames: Frame | Iterable[Frame], dimensions: int = 3) -> Iterable[Frame]:
+    """Return what was passed as several frames; what is neither is refused as a frame.
+
+    An array of more dimensions than a frame can have is several frames.
+    """
+    if isinstance(frames, np.ndarray):
+        return frames if frames.ndim > dimensions else [frames]
+    if isinstance(frames, dict):  # its names would be taken for paths
+        raise ShapeError(
+            "frame: expected uint8 (H, W, 3) or (H, W), a path or a Pillow image, got dict. Pass "
+            "its values as a list."
+        )
+    if isinstance(frames, str | Path | Image.Image | bytes) or not isinstance(frames, Iterable):
+        return [frames]
+    return frames
+
+
+def _dimensions(frame_format: FrameFormat | None) -> int:
+    """Return the most dimensions of one frame's array."""
+    return 3 if frame_format is None else layout_of(frame_format).ndim
+
+
+def _converted(frame: Frame, frame_format: FrameFormat, maximum: int | None) -> NDArray[np.uint8]:
+    """Bring an array of a camera's format to RGB or grey."""
+    if not isinstance(frame, np.ndarray):
+        raise ShapeError(
+            f"frame: got {type(frame).__name__} with frame_format {frame_format!r}. Files and "
+            "pictures say their format themselves; leave frame_format out for them."
+        )
+    return to_rgb(frame, frame_format, maximum)
+
+
+def _fit(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bring a checked frame to RGB and to the input's height and width."""
+    rgb = np.repeat(frame[:, :, None], 3, axis=2) if frame.ndim == 2 else frame
+    return resize_image(rgb, size)
+
+
 def resize_map(anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Bring a map (H, W) to another height and width, bilinearly with half-pixel centres."""
     if anomaly_map.shape == size:
         return anomaly_map
     resized = cv2.resize(anomaly_map, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return resized.astype(np.float32, copy=False)
-
-
-def load(
-    path: str | Path,
-    *,
-    device: str | None = None,
-    threads: int = 0,
-    engine: EngineOptions | None = None,
-    ort_cpu: OrtCpuOptions | None = None,
-    openvino: OpenVinoOptions | None = None,
-) -> Predictor:
-    """Open an artifact with the back end its suffix, and for ``.onnx`` the device, names.
-
-    Args:
-        path: ``.onnx`` (ONNX Runtime or OpenVINO), ``.engine`` (TensorRT) or ``.safetensors``
-            (PyTorch), its ``.json`` beside it.
-        device: ``cpu``, ``cuda`` or ``cuda:<index>``; for ``.onnx`` also ``openvino``, the CPU by
-            way of OpenVINO, and ``tensorrt`` or ``tensorrt:<index>``, ONNX Runtime's TensorRT
-            provider. The CPU unless given, and a GPU for an engine. What was asked for runs, or an
-            error is raised; nothing falls back silently.
-        threads: CPU threads of ONNX Runtime or OpenVINO; 0 leaves the choice to it.
-        engine: How an engine is run; for ``.engine`` only.
-        ort_cpu: How ONNX Runtime uses the CPU; for ``.onnx`` on device ``cpu`` only.
-        openvino: How OpenVINO runs the graph; for device ``openvino`` only.
-
-    Raises:
-        SpecError: If the spec is missing, was written for another file, or an engine was built for
-            another GPU or TensorRT.
-        WeightsError: If a checkpoint is damaged.
-        BackendError: If the back end or device is not there, an option is out of range or belongs
-            to another back end, or the file is of no known kind.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BackendError(f"{path}: no such file. Expected a {KNOWN} artifact.")
-    _check_device(device, path)
-    _check_options(path, device, engine, ort_cpu, openvino)
-    if path.suffix == ".engine":
-        return Predictor(_open_engine(path, device or "cuda", engine or EngineOptions()))
-    if path.suffix == ".onnx" and device == "openvino":
-        return Predictor(_open_openvino(path, threads, openvino or OpenVinoOptions()))
-    if path.suffix == ".onnx":
-        from destseg_deploy.runtime.ort import OrtRuntime
-
-        return Predictor(OrtRuntime(path, device or "cpu", threads=threads, cpu=ort_cpu))
-    if path.suffix in CHECKPOINT_SUFFIXES:
-        return Predictor(_open_checkpoint(path, device or "cpu"))
-    raise BackendError(f"{path}: unknown kind of artifact. Expected {KNOWN}.")
-
-
-def _check_device(device: str | None, path: Path) -> None:
-    if device is None:
-        return
-    if not re.fullmatch(r"cpu|openvino|(cuda|tensorrt)(:\d+)?", device):
-        raise BackendError(
-            f"device {device!r}: expected cpu, cuda or cuda:<index>, or tensorrt[:<index>] or "
-            "openvino for .onnx."
-        )
-    if path.suffix == ".onnx":
-        return
-    if device.startswith("tensorrt"):
-        raise BackendError(
-            f"device {device!r}: is ONNX Runtime's and runs .onnx only; {path.name} is none. Pass "
-            "'cuda'."
-        )
-    if device == "openvino":
-        raise BackendError(
-            f"device 'openvino': runs .onnx only; {path.name} is none. Load the .onnx that was "
-            "exported from the same checkpoint."
-        )
-
-
-def _check_options(
-    path: Path,
-    device: str | None,
-    engine: EngineOptions | None,
-    ort_cpu: OrtCpuOptions | None,
-    openvino: OpenVinoOptions | None,
-) -> None:
-    """Refuse options that nothing would read."""
-    if engine is not None and path.suffix != ".engine":
-        raise BackendError(f"{path}: engine options were given, but it is no .engine. Drop them.")
-    if ort_cpu is not None and (path.suffix != ".onnx" or device not in (None, "cpu")):
-        raise BackendError(
-            f"{path}: ort_cpu options were given, but they are for .onnx on device 'cpu'. Drop "
-            "them."
-        )
-    if openvino is not None and device != "openvino":
-        raise BackendError(
-            f"{path}: openvino options were given, but the device is {device or 'cpu'!r}. Pass "
-            "device 'openvino', or drop them."
-        )
-
-
-def _open_openvino(path: Path, threads: int, options: OpenVinoOptions) -> Runtime:
-    from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
-
-    return OpenVinoRuntime(
-        path,
-        threads=threads,
-        streams=options.streams,
-        hint=options.hint,
-        precision=options.precision,
-        pinning=options.pinning,
-        cache=options.cache,
-    )
-
-
-def _open_engine(path: Path, device: str, options: EngineOptions) -> Runtime:
-    if device == "cpu":
-        raise BackendError(
-            f"device 'cpu': {path.name} is a TensorRT engine and runs on a GPU only. Pass device "
-            "'cuda', or load the .onnx that it was built from."
-        )
-    from destseg_deploy.runtime.trt import TrtRuntime
-
-    return TrtRuntime(
-        path,
-        device,
-        binding=options.binding,
-        contexts=options.contexts,
-        cuda_graph=options.cuda_graph,
-    )
-
-
-def _open_checkpoint(path: Path, device: str) -> Runtime:
-    try:
-        import torch  # noqa: F401 - only asks whether it is there
-    except ImportError as error:
-        raise BackendError(
-            f"{path}: a checkpoint needs PyTorch. pip install 'destseg-deploy[train]', or load the "
-            "exported .onnx, which does not."
-        ) from error
-    from destseg_deploy.runtime.pytorch import PyTorchRuntime
-
-    return PyTorchRuntime.open(path, device)

@@ -1,31 +1,109 @@
-"""Thresholds: from held-out normal images, or from labelled ones where they exist.
+"""The threshold of an artifact: from good images, from labelled images, or chosen by hand.
 
-A line knows its normal parts and rarely its defects, so the threshold is set by how many good parts
-may be rejected. With n held-out normal images the (n + 1)(1 - rate)-th smallest score is the
-threshold under which a new good part stays with at least that probability, whatever the scores'
-distribution (split conformal prediction). Few images cannot promise a small rate; the rule that is
-stored says what they can.
+A line knows its good parts and rarely its defects. So the usual rule asks which share of the good
+parts may be rejected (the false-reject rate r). Sort the scores of n good images that were not
+trained on; the one at rank ceil((n + 1)(1 - r)) is the threshold. A new good part then stays at or
+below it with a probability of at least 1 - r. This holds for every distribution of scores, as long
+as new parts come from the same process as the n images (split conformal prediction: Vovk et al.,
+"Algorithmic Learning in a Random World", 2005). With n images the smallest rate that can be
+guaranteed is 1 / (n + 1); the rule that is stored in the spec says so when a smaller one was asked
+for.
+
+Only the spec (the ``.json``) is written. The artifact itself is never touched.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from destseg_deploy.data.datasets import DataSet
 from destseg_deploy.errors import MetricError
-from destseg_deploy.metrics import f1_max
-from destseg_deploy.spec import Threshold
+from destseg_deploy.evaluation.metrics import f1_max
+from destseg_deploy.evaluation.test_set import score_images, score_test_set
+from destseg_deploy.locks import locked
+from destseg_deploy.predictor import Predictor
+from destseg_deploy.spec import BY_HAND, ModelSpec, Threshold, with_own_threshold
+
+
+def too_few(count: int, rate: float) -> str | None:
+    """Say that a number of good images cannot guarantee a false-reject rate; None where it can."""
+    needed = math.ceil((1 - 1e-9) / rate) - 1
+    if count >= needed:
+        return None
+    return (
+        f"{count} good images can guarantee a false-reject rate of {100 / (count + 1):.2g} %; "
+        f"{100 * rate:g} % needs {needed}."
+    )
+
+
+def set_threshold(artifact: Path | str, threshold: Threshold) -> None:
+    """Write a threshold into the spec of an artifact; predictors that are loaded later obey it.
+
+    Raises:
+        SpecError: If the spec is missing or unreadable, or a value is out of range.
+        OutputError: If another process is writing the artifact.
+    """
+    artifact = Path(artifact)
+    with locked(artifact):
+        with_own_threshold(ModelSpec.read(artifact), threshold).write(artifact)
+
+
+def measure_normal(
+    predictor: Predictor,
+    images: Sequence[Path | str],
+    rate: float = 0.01,
+    *,
+    report: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Threshold:
+    """Score images of good parts and return the threshold for a false-reject rate.
+
+    Args:
+        predictor: The model. The threshold belongs to the precision in which it computes.
+        images: Images of good parts that were not trained on.
+        rate: Share of good parts that may be rejected, in (0, 1).
+        report: Called with the number of images done, their total, and the latest one's name.
+
+    Raises:
+        DataError: If an image cannot be read.
+        MetricError: As ``from_normal``.
+    """
+    scores, peaks = score_images(predictor, [Path(image) for image in images], report=report)
+    return from_normal(scores, peaks, rate)
+
+
+def measure_labelled(
+    predictor: Predictor,
+    data: Path | str | DataSet,
+    *,
+    report: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Threshold:
+    """Score labelled images and return the threshold with the best F1.
+
+    Args:
+        predictor: The model. The threshold belongs to the precision in which it computes.
+        data: A data set with labels, or the folder or list that holds one.
+        report: Called with the number of images done, their total, and the latest one's name.
+
+    Raises:
+        DataError: If the folder is not as expected, or has no good or no anomalous images.
+    """
+    test = score_test_set(predictor, data, report=report)
+    return from_labelled(test.scores, test.labels, test.maps.max(axis=(1, 2)))
 
 
 def from_normal(
     scores: NDArray[np.float32], peaks: NDArray[np.float32], rate: float = 0.01
 ) -> Threshold:
-    """Return the threshold for a target false-reject rate.
+    """Return the threshold for a false-reject rate.
 
     Args:
-        scores: float32 (N,), scores of normal images that were not trained on.
+        scores: float32 (N,), scores of good images that were not trained on.
         peaks: float32 (N,), the largest map value of each.
         rate: Share of good parts that may be rejected, in (0, 1).
 
@@ -45,19 +123,17 @@ def from_normal(
         raise MetricError(
             f"threshold: false-reject rate {rate}, expected between 0 and 1, such as 0.01."
         )
+    # 10 * (1 - 0.1) must stay rank 9 even where rounding makes it 9.000000000000002.
     rank = math.ceil((count + 1) * (1 - rate) - 1e-9)
-    rule = f"target false-reject rate {rate:.2%}: rank {rank} of {count} normal images"
+    rule = f"false-reject rate {100 * rate:g} %: rank {rank} of the scores of {count} good images"
     if rank > count:
-        rank, possible = count, 1 / (count + 1)
-        rule = (
-            f"largest of {count} normal images: they support a false-reject rate of "
-            f"{possible:.2%}, not the {rate:.2%} asked for, which takes "
-            f"{math.ceil((1 - 1e-9) / rate) - 1} images"
-        )
-        rate = possible
-    return Threshold(
-        float(np.sort(scores)[rank - 1]), float(np.sort(peaks)[rank - 1]), rule, count, rate
-    )
+        needed = math.ceil((1 - 1e-9) / rate) - 1
+        rule = f"highest score: {count} good images can guarantee a false-reject rate of "
+        rule += f"{100 / (count + 1):.2g} %; {100 * rate:g} % needs {needed}"
+        rank, rate = count, 1 / (count + 1)
+    # Each is ranked by itself: the image with the highest score need not have the highest peak.
+    score, pixel = (_share(np.sort(values)[rank - 1]) for values in (scores, peaks))
+    return Threshold(score, pixel, rule, count, rate)
 
 
 def from_labelled(
@@ -65,21 +141,26 @@ def from_labelled(
 ) -> Threshold:
     """Return the threshold with the best F1 on labelled images.
 
-    Optimistic when the same images are then used to report accuracy.
+    An accuracy that is then measured on the same images is optimistic.
 
     Args:
         scores: float32 (N,).
         labels: bool (N,), True for anomalous.
         peaks: float32 (N,), the largest map value of each image; the pixel threshold is the
-            largest of the normal ones.
+            largest of the good ones.
 
     Raises:
         MetricError: If there is no normal or no anomalous image.
     """
     best, threshold = f1_max(scores, labels)
-    counts = f"{int(labels.sum())} anomalous and {int((~labels).sum())} normal images"
+    counts = f"{int(labels.sum())} anomalous and {int((~labels).sum())} good images"
     rule = f"best F1 ({best:.4f}) on {counts}"
-    return Threshold(threshold, float(peaks[~labels].max()), rule, len(scores), None)
+    return Threshold(_share(threshold), _share(peaks[~labels].max()), rule, len(scores), None)
+
+
+def _share(value: float) -> float:
+    """Return a measured value within [0, 1]; rounding may leave it a little outside."""
+    return min(max(float(value), 0.0), 1.0)
 
 
 def by_hand(score: float, pixel: float | None = None) -> Threshold:
@@ -94,8 +175,8 @@ def by_hand(score: float, pixel: float | None = None) -> Threshold:
     """
     pixel = score if pixel is None else pixel
     for name, value in (("score", score), ("pixel", pixel)):
-        if not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
             raise MetricError(
-                f"threshold: {name} {value}, expected between 0 and 1, as scores are."
+                f"threshold: {name} {value!r}, expected between 0 and 1, as scores are."
             )
-    return Threshold(score, pixel, "set by hand")
+    return Threshold(float(score), float(pixel), BY_HAND)

@@ -1,10 +1,15 @@
 """Small seeded networks and data that many tests share. Nothing is downloaded."""
 
 import os
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.kept import kept
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = (64, 64)
@@ -24,6 +29,16 @@ def _has_gpu() -> bool:
     except ImportError:
         return False
     return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Restore PyTorch's threads: they belong to the process, another number gives other bits."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    yield
+    if torch and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +61,8 @@ def model():
     from destseg_deploy.models.destseg import DeSTSeg
 
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same sums in all processes, which share what is kept
     net = DeSTSeg()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -67,6 +84,7 @@ def model():
         logits = torch.logit(probability)
         last.weight.mul_(2 / logits.std())
         last.bias.sub_(logits.mean()).mul_(2 / logits.std()).sub_(2)
+    torch.set_num_threads(threads)
     return net
 
 
@@ -76,31 +94,56 @@ def checkpoint(model, tmp_path_factory) -> Path:
     from dataclasses import replace
 
     from destseg_deploy.models.weights import checkpoint_spec, save_checkpoint
-    from destseg_deploy.spec import FileRecord
+    from destseg_deploy.spec import FileRecord, TeacherRecord
     from destseg_deploy.thresholds import by_hand
 
     path = tmp_path_factory.mktemp("checkpoint") / "cable.safetensors"
-    spec = checkpoint_spec("cable", NETWORK, FileRecord("", ""), teacher={"source": "random"})
+    spec = checkpoint_spec("cable", NETWORK, FileRecord("", ""), teacher=TeacherRecord("random"))
     save_checkpoint(model, replace(spec, threshold=by_hand(0.5)), path)
     return path
 
 
 @pytest.fixture(scope="session")
-def onnx_artifact(checkpoint, tmp_path_factory) -> Path:
-    """The checkpoint exported with batches of 1 to 4."""
+def onnx_artifact(checkpoint, tmp_path_factory, pytestconfig) -> Path:
+    """The checkpoint exported with batches of 1 to 4; a copy, which tests may change."""
     pytest.importorskip("onnx")
     from destseg_deploy.spec import BatchRange
-    from destseg_export.to_onnx import export_onnx
+    from destseg_export.to_onnx import OnnxOptions, export_onnx
 
-    path = tmp_path_factory.mktemp("onnx") / "cable-fp32.onnx"
-    export_onnx(checkpoint, path, batch=BatchRange(1, 2, 4))
-    return path
+    def export(folder: Path) -> None:
+        options = OnnxOptions(batch=BatchRange(1, 2, 4))
+        export_onnx(checkpoint, folder / "cable-fp32.onnx", options=options)
+
+    made = kept(pytestconfig, "onnx_artifact", checkpoint, export)
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("onnx"), dirs_exist_ok=True)
+    return folder / "cable-fp32.onnx"
+
+
+@pytest.fixture(scope="session")
+def tiled_artifact(checkpoint, tmp_path_factory, pytestconfig) -> Path:
+    """The checkpoint exported for frames of 90 x 108 at scale 0.9: two tiles by two, and a region.
+
+    The region leaves out a part of each tile, and three rows at the top of the frame.
+    """
+    pytest.importorskip("onnx")
+    from destseg_deploy.spec import RegionSpec
+    from destseg_export.cutting import Cut
+    from destseg_export.to_onnx import OnnxOptions, export_onnx
+
+    def export(folder: Path) -> None:
+        cut = Cut(0.9, 16, region=RegionSpec(0, 3, 100, 87))
+        options = OnnxOptions(input_size=(90, 108), cut=cut)
+        export_onnx(checkpoint, folder / "cable-fp32.onnx", options=options)
+
+    made = kept(pytestconfig, "tiled_artifact", checkpoint, export)
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("tiled"), dirs_exist_ok=True)
+    return folder / "cable-fp32.onnx"
 
 
 @pytest.fixture(scope="session")
 def category(tmp_path_factory) -> Path:
     """A small sample category, <folder>/cable, of 64 px images."""
-    from destseg_deploy.data.sample import write_sample
+    from destseg_deploy.data.sample.category import write_sample
 
     return write_sample(tmp_path_factory.mktemp("data"), size=64, train=6, good=3, per_defect=1)
 

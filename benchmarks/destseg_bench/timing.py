@@ -1,12 +1,8 @@
-"""The timing protocol: contenders take turns, so that what the machine does meets all of them.
+"""How contenders are timed: in turns, so that whatever slows the machine down slows all of them.
 
-Each is warmed up first. Then, round after round, each does one call, in an order that shifts by one
-from round to round; a clock that slows down, or a neighbour that wakes up, is nobody's advantage. A
-call counts from before to after, with its answer on the host or the device's work waited for.
-
-Before each call the machine settles: threads of the contender before spin on for some milliseconds
-after their last work, and take a core from the next one. Two ONNX Runtime sessions in turns on two
-cores answered in 180 ms without a pause, and in 144 ms with one of 50 ms or more.
+Every contender is warmed up first. Then, round after round, each makes one call, in an order that
+shifts by one from round to round. A clock that slows down, or another program that wakes up, then
+favours no contender. A call ends when its answer is on the host, or when the device has finished.
 """
 
 from __future__ import annotations
@@ -21,8 +17,17 @@ from destseg_deploy.errors import BackendError
 
 Call = Callable[[], object]
 
+Advance = Callable[[int, int, str], None]
+"""Is told the calls or images that are done, their total, and a name to show."""
+
 SETTLE = 0.1
-"""Seconds between calls, which are not timed."""
+"""Seconds of rest before each call, not timed. The threads of the last contender spin for some
+milliseconds after their work and take a core from the next one: two ONNX Runtime sessions taking
+turns on two cores answered in 180 ms without a rest, and in 144 ms with one of 50 ms or more."""
+
+
+def ignore(done: int, total: int, name: str) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,12 @@ class Timing:
 
     Attributes:
         count: Calls that were timed.
-        median: Half of them took at most this long.
+        median: Half of the calls took at most this long.
         q1: A quarter did.
         q3: Three quarters did.
         p90: Nine of ten did.
-        p99: 99 of 100 did; the longest when there are fewer than 100.
-        lowest: The fastest.
+        p99: 99 of 100 did; the longest call when there are fewer than 100.
+        lowest: The fastest call.
     """
 
     count: int
@@ -54,22 +59,23 @@ def interleave(
     rounds: int,
     warmup: int,
     settle: float = SETTLE,
-    report: Callable[[int, int, str], None] = lambda done, total, name: None,
+    report: Advance = ignore,
 ) -> dict[str, list[float]]:
     """Time contenders in turn.
 
     Args:
         calls: Name -> the call; it returns when its answer is there.
-        rounds: Calls of each that count.
-        warmup: Calls of each before, which do not.
+        rounds: Timed calls of each contender.
+        warmup: Calls of each contender before, not timed.
         settle: Seconds of rest before each call.
-        report: Called with the calls done, all calls, and the contender.
+        report: Called after each call, those of the warm-up included.
 
     Returns:
         Name -> seconds of each call, in order.
 
     Raises:
-        BackendError: If a number is below 1; an unwarmed first call would count.
+        BackendError: If ``rounds`` or ``warmup`` is below 1; a first call without warm-up would be
+            timed.
     """
     for name, number in (("rounds", rounds), ("warmup", warmup)):
         if number < 1:
@@ -78,7 +84,8 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     done, total = 0, (rounds + warmup) * len(names)
     for number in range(-warmup, rounds):
-        for name in _turn(names, number):
+        first = number % len(names) if names else 0
+        for name in (*names[first:], *names[:first]):
             time.sleep(settle)
             start = time.perf_counter()
             calls[name]()
@@ -90,16 +97,11 @@ def interleave(
     return seconds
 
 
-def _turn(names: Sequence[str], number: int) -> list[str]:
-    """Return the order of a round: the next one begins, the first goes last."""
-    first = number % len(names) if names else 0
-    return [*names[first:], *names[:first]]
-
-
 def summarize_timing(seconds: Sequence[float]) -> Timing:
-    """Return median and spread, in milliseconds."""
+    """Return median, quartiles and tail of calls given in seconds, in milliseconds."""
     milliseconds = np.asarray(seconds, np.float64) * 1e3
     q1, median, q3 = np.percentile(milliseconds, [25, 50, 75])
+    # A tail is not interpolated: p99 of few calls is the slowest one, not a value below it.
     p90, p99 = np.percentile(milliseconds, [90, 99], method="higher")
     return Timing(
         count=len(milliseconds),

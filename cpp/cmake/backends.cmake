@@ -1,81 +1,50 @@
-# Finds the back ends; sets DESTSEG_BACKEND_SOURCES, _DEFINITIONS and _LIBRARIES.
+# Chooses the back ends; sets DESTSEG_BACKEND_SOURCES, _DEFINITIONS and _INCLUDES. Their libraries are
+# loaded at run time, so none has to be here: only TensorRT needs the vendor's headers.
 set(DESTSEG_BACKEND_SOURCES)
 set(DESTSEG_BACKEND_DEFINITIONS)
-set(DESTSEG_BACKEND_LIBRARIES)
+set(DESTSEG_BACKEND_INCLUDES)
 
-# destseg_backend(NAME found library...): take a back end in, leave it out, or stop.
-function(destseg_backend name found)
+# destseg_backend(NAME source...): take a back end in.
+function(destseg_backend name)
   string(TOLOWER ${name} lower)
-  if(NOT found)
-    if(DESTSEG_WITH_${name} STREQUAL "ON")
-      message(FATAL_ERROR "${name} was asked for and not found. See cpp/README.md for what to set.")
-    endif()
-    message(STATUS "destseg back end ${lower}: not found")
-    return()
-  endif()
-  message(STATUS "destseg back end ${lower}: built in")
-  set(DESTSEG_BACKEND_SOURCES ${DESTSEG_BACKEND_SOURCES} src/backend_${lower}.cpp PARENT_SCOPE)
+  message(STATUS "destseg back end ${lower}: built in, loaded at run time")
+  set(DESTSEG_BACKEND_SOURCES ${DESTSEG_BACKEND_SOURCES} src/backend_${lower}.cpp ${ARGN}
+      PARENT_SCOPE)
   set(DESTSEG_BACKEND_DEFINITIONS ${DESTSEG_BACKEND_DEFINITIONS} DESTSEG_HAVE_${name}
       PARENT_SCOPE)
-  set(DESTSEG_BACKEND_LIBRARIES ${DESTSEG_BACKEND_LIBRARIES} ${ARGN} PARENT_SCOPE)
 endfunction()
 
-# A library of no package: an imported target whose headers raise no warnings of ours.
-function(destseg_import target includes)
-  add_library(${target} INTERFACE)
-  target_include_directories(${target} SYSTEM INTERFACE ${includes})
-  target_link_libraries(${target} INTERFACE ${ARGN})
-endfunction()
-
-# ONNX Runtime: a release package, or headers and library on their own.
 if(NOT DESTSEG_WITH_ONNXRUNTIME STREQUAL "OFF")
-  set(ONNXRUNTIME_ROOT "" CACHE PATH "A release package of ONNX Runtime: include/ and lib/")
-  find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h HINTS ${ONNXRUNTIME_ROOT}
-            PATH_SUFFIXES include include/onnxruntime onnxruntime
-                          include/onnxruntime/core/session)
-  find_library(ONNXRUNTIME_LIBRARY onnxruntime HINTS ${ONNXRUNTIME_ROOT} PATH_SUFFIXES lib lib64)
-  set(found OFF)
-  if(ONNXRUNTIME_INCLUDE_DIR AND ONNXRUNTIME_LIBRARY)
-    set(found ON)
-    destseg_import(destseg_onnxruntime ${ONNXRUNTIME_INCLUDE_DIR} ${ONNXRUNTIME_LIBRARY})
-  endif()
-  destseg_backend(ONNXRUNTIME ${found} $<BUILD_INTERFACE:destseg_onnxruntime>)
+  destseg_backend(ONNXRUNTIME src/onnxruntime_api.cpp)
 endif()
-
-# OpenVINO: its own package, also inside the pip wheel (-DOpenVINO_DIR=.../openvino/cmake).
 if(NOT DESTSEG_WITH_OPENVINO STREQUAL "OFF")
-  find_package(OpenVINO QUIET COMPONENTS Runtime)
-  set(found OFF)
-  if(OpenVINO_FOUND)
-    set(found ON)
-  endif()
-  destseg_backend(OPENVINO ${found} openvino::runtime)
+  destseg_backend(OPENVINO src/openvino_api.cpp)
 endif()
 
-# TensorRT or TensorRT-RTX, and the CUDA runtime.
+# TensorRT or TensorRT-RTX, and the CUDA runtime: their headers.
 option(DESTSEG_FAKE_TENSORRT "For tests: a TensorRT that runs nothing but tests, on the CPU" OFF)
 if(DESTSEG_FAKE_TENSORRT)
-  add_library(destseg_tensorrt STATIC test/fake_tensorrt/fake_tensorrt.cpp)
-  target_include_directories(destseg_tensorrt PUBLIC test/fake_tensorrt)
-  target_link_libraries(destseg_tensorrt PRIVATE $<BUILD_INTERFACE:destseg_options>)
-  destseg_backend(TENSORRT ON $<BUILD_INTERFACE:destseg_tensorrt>)
+  add_library(destseg_fake_tensorrt SHARED test/fake_tensorrt/fake_tensorrt.cpp)
+  target_include_directories(destseg_fake_tensorrt PRIVATE test/fake_tensorrt)
+  target_link_libraries(destseg_fake_tensorrt PRIVATE destseg_options)
+  set_target_properties(destseg_fake_tensorrt PROPERTIES CXX_VISIBILITY_PRESET default)
+  set(DESTSEG_BACKEND_INCLUDES ${PROJECT_SOURCE_DIR}/test/fake_tensorrt)
 elseif(NOT DESTSEG_WITH_TENSORRT STREQUAL "OFF")
-  set(TENSORRT_ROOT "" CACHE PATH "TensorRT or TensorRT-RTX: include/ and lib/")
+  set(TENSORRT_ROOT "" CACHE PATH "TensorRT or TensorRT-RTX: include/")
   find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h HINTS ${TENSORRT_ROOT} PATH_SUFFIXES include)
-  find_library(TENSORRT_LIBRARY NAMES nvinfer nvinfer_11 nvinfer_10 tensorrt_rtx
-               HINTS ${TENSORRT_ROOT} PATH_SUFFIXES lib lib64)
-  find_path(CUDA_RUNTIME_INCLUDE_DIR cuda_runtime_api.h HINTS ${TENSORRT_ROOT} /usr/local/cuda
-            PATH_SUFFIXES include)
-  find_library(CUDA_RUNTIME_LIBRARY cudart HINTS ${TENSORRT_ROOT} /usr/local/cuda
-               PATH_SUFFIXES lib lib64 lib/x64)
-  set(found OFF)
-  if(TENSORRT_INCLUDE_DIR AND TENSORRT_LIBRARY AND CUDA_RUNTIME_INCLUDE_DIR
-     AND CUDA_RUNTIME_LIBRARY)
-    set(found ON)
-    destseg_import(destseg_tensorrt "${TENSORRT_INCLUDE_DIR};${CUDA_RUNTIME_INCLUDE_DIR}"
-                   ${TENSORRT_LIBRARY} ${CUDA_RUNTIME_LIBRARY})
+  find_path(CUDA_RUNTIME_INCLUDE_DIR cuda_runtime_api.h
+            HINTS ${TENSORRT_ROOT} ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES include)
+  if(TENSORRT_INCLUDE_DIR AND CUDA_RUNTIME_INCLUDE_DIR)
+    set(DESTSEG_BACKEND_INCLUDES ${TENSORRT_INCLUDE_DIR} ${CUDA_RUNTIME_INCLUDE_DIR})
+  elseif(DESTSEG_WITH_TENSORRT STREQUAL "ON")
+    message(FATAL_ERROR "TENSORRT was asked for, and its headers or CUDA's were not found. See "
+                        "cpp/README.md for what to set.")
+  else()
+    message(STATUS "destseg back end tensorrt: left out, its headers were not found")
   endif()
-  destseg_backend(TENSORRT ${found} $<BUILD_INTERFACE:destseg_tensorrt>)
+endif()
+if(DESTSEG_BACKEND_INCLUDES)
+  destseg_backend(TENSORRT src/cuda_api.cpp)
 endif()
 
 if(NOT DESTSEG_BACKEND_SOURCES)

@@ -1,9 +1,10 @@
-// inspect.cpp: score a folder of frames, one by one, as a line would, and show how long it took.
+// inspect.cpp: score a folder of frames one by one, as a production line does, and time it.
 //
 //     inspect_folder ARTIFACT FOLDER [BACKEND] [ROUNDS]
 //
-// Prints a line for each .pgm and .ppm in the order of their names, then a histogram of latencies:
-// pixels in memory to score and map in memory, the host's resize included, reading files not.
+// Prints name, score and verdict (OK or NG) of each .bmp, .png, .pgm and .ppm in the order of their names, then
+// a histogram of latencies: from pixels in memory to score and map in memory. The resize on the
+// host is included, the reading of files is not.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -17,37 +18,43 @@
 #include <string>
 #include <vector>
 
-#include "pnm.h"
+#include "arguments.h"
+#include "image.h"
 
 namespace {
 
 struct Frame {
   std::string name;
-  std::shared_ptr<std::uint8_t> pixels;
+  std::shared_ptr<std::uint8_t> memory;
   destseg_frame view;
 };
 
 Frame read_frame(const std::filesystem::path &path) {
-  pnm_image image;
-  const std::string name = path.string();
-  if (const char *wrong = pnm_read(name.c_str(), &image))
+  image read;
+  const std::string name = path.u8string();
+  if (const char *wrong = image_read(name.c_str(), &read))
     throw std::runtime_error(name + ": " + wrong);
-  const int format = image.channels == 1 ? DESTSEG_GREY8 : DESTSEG_RGB8;
-  return {path.filename().string(), std::shared_ptr<std::uint8_t>(image.pixels, std::free),
-          destseg::frame(image.pixels, image.height, image.width, format)};
+  return {path.filename().u8string(), std::shared_ptr<std::uint8_t>(read.memory, std::free),
+          read.frame};
 }
 
 std::vector<Frame> read_folder(const std::filesystem::path &folder) {
   std::vector<std::filesystem::path> paths;
   for (const auto &entry : std::filesystem::directory_iterator(folder)) {
-    const std::string suffix = entry.path().extension().string();
-    if (suffix == ".pgm" || suffix == ".ppm") paths.push_back(entry.path());
+    const std::string suffix = entry.path().extension().u8string();
+    for (const char *known : {".bmp", ".png", ".pgm", ".ppm"})
+      if (suffix == known) paths.push_back(entry.path());
   }
   std::sort(paths.begin(), paths.end());
-  if (paths.empty()) throw std::runtime_error(folder.string() + ": no .pgm or .ppm in it");
+  if (paths.empty()) throw std::runtime_error(folder.u8string() + ": no .bmp, .png, .pgm or .ppm in it");
   std::vector<Frame> frames;
   for (const auto &path : paths) frames.push_back(read_frame(path));
   return frames;
+}
+
+const char *verdict_name(std::int32_t verdict) {
+  if (verdict == DESTSEG_UNDECIDED) return "undecided";
+  return verdict == DESTSEG_ANOMALOUS ? "NG" : "OK";
 }
 
 // Latencies in bins of a width that fits their median: a twentieth of it, rounded to 1, 2 or 5.
@@ -76,11 +83,11 @@ int run(int argc, char **argv) {
   options.backend = argc > 3 ? argv[3] : "";
   const int rounds = argc > 4 ? std::max(1, std::atoi(argv[4])) : 1;
   const destseg::Predictor predictor(argv[1], options);
-  const std::vector<Frame> frames = read_folder(argv[2]);
+  const std::vector<Frame> frames = read_folder(std::filesystem::u8path(argv[2]));
   std::vector<destseg_result> results(1);
   std::vector<float> map(predictor.map_pixels());
   std::vector<double> milliseconds;
-  predictor.infer(frames.front().view);  // the first call also makes the memory
+  predictor.infer(frames.front().view);  // not timed: the first call also allocates memory
   for (int round = 0; round < rounds; ++round)
     for (const Frame &frame : frames) {
       const auto begin = std::chrono::steady_clock::now();
@@ -89,8 +96,8 @@ int run(int argc, char **argv) {
           std::chrono::steady_clock::now() - begin;
       milliseconds.push_back(taken.count());
       if (round == 0)
-        std::printf("%s %.9g %d\n", frame.name.c_str(), static_cast<double>(results[0].score),
-                    results[0].verdict);
+        std::printf("%s %.9g %s\n", frame.name.c_str(), static_cast<double>(results[0].score),
+                    verdict_name(results[0].verdict));
     }
   print_histogram(std::move(milliseconds));
   return 0;
@@ -99,7 +106,8 @@ int run(int argc, char **argv) {
 }  // namespace
 
 int main(int argc, char **argv) {
-  if (argc < 3 || argc > 5) {
+  argv = utf8_arguments(&argc, argv);
+  if (argv == nullptr || argc < 3 || argc > 5) {
     std::fprintf(stderr, "Usage: inspect_folder ARTIFACT FOLDER [BACKEND] [ROUNDS]\n");
     return 1;
   }

@@ -2,63 +2,41 @@
 #ifndef PNM_H
 #define PNM_H
 
+#include <destseg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-typedef struct pnm_image {
-  uint8_t *pixels; /* to be freed */
-  int height;
-  int width;
-  int channels; /* 1 or 3 */
-} pnm_image;
+#include <string.h>
 
 /* A positive number after white space and comments, or 0. */
-static int pnm_number(FILE *file) {
+static int pnm_number(const uint8_t *file, size_t size, size_t *at) {
   long value = 0;
-  int c = fgetc(file);
-  while (c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '#') {
-    if (c == '#')
-      while (c != '\n' && c != EOF) c = fgetc(file);
-    c = fgetc(file);
-  }
-  for (; c >= '0' && c <= '9'; c = fgetc(file)) {
-    value = value * 10 + (c - '0');
+  while (*at < size && (file[*at] == '#' || file[*at] <= ' '))
+    if (file[(*at)++] == '#')
+      while (*at < size && file[*at] != '\n') ++*at;
+  for (; *at < size && file[*at] >= '0' && file[*at] <= '9'; ++*at) {
+    value = value * 10 + (file[*at] - '0');
     if (value > 65536) return 0;
   }
-  return (int)value; /* the one character after the number is gone, as the format wants */
+  return (int)value;
 }
 
-/* Returns NULL, or what is wrong with the file. */
-static const char *pnm_read(const char *path, pnm_image *image) {
-  const char *wrong = NULL;
-  size_t size;
-  FILE *file = fopen(path, "rb");
-  image->pixels = NULL;
-  if (file == NULL) return "cannot be opened";
-  image->channels = 0;
-  if (fgetc(file) == 'P') {
-    const int kind = fgetc(file);
-    image->channels = kind == '5' ? 1 : kind == '6' ? 3 : 0;
-  }
-  image->width = pnm_number(file);
-  image->height = pnm_number(file);
-  if (image->channels == 0 || image->width == 0 || image->height == 0 || pnm_number(file) != 255) {
-    fclose(file);
+/* A view of the pixels of a file in memory. Returns NULL, or what is wrong with the file. */
+static const char *pnm_view(const uint8_t *file, size_t size, destseg_frame *frame) {
+  size_t at = 2;
+  int channels;
+  memset(frame, 0, sizeof *frame);
+  if (size < 3 || file[0] != 'P' || (file[1] != '5' && file[1] != '6')) return "is no PGM or PPM";
+  channels = file[1] == '5' ? 1 : 3;
+  frame->width = pnm_number(file, size, &at);
+  frame->height = pnm_number(file, size, &at);
+  if (frame->width == 0 || frame->height == 0 || pnm_number(file, size, &at) != 255)
     return "is no binary PGM or PPM of 8 bit";
-  }
-  size = (size_t)image->width * (size_t)image->height * (size_t)image->channels;
-  image->pixels = (uint8_t *)malloc(size);
-  if (image->pixels == NULL)
-    wrong = "does not fit into memory";
-  else if (fread(image->pixels, 1, size, file) != size)
-    wrong = "is cut off";
-  fclose(file);
-  if (wrong != NULL) {
-    free(image->pixels);
-    image->pixels = NULL;
-  }
-  return wrong;
+  ++at; /* the white space after the last number */
+  if (at > size || (uint64_t)frame->width * (uint64_t)frame->height * (uint64_t)channels > size - at)
+    return "is cut off";
+  frame->struct_size = sizeof *frame;
+  frame->format = channels == 1 ? DESTSEG_GREY8 : DESTSEG_RGB8;
+  frame->pixels = file + at;
+  return NULL;
 }
 
 #endif

@@ -1,4 +1,4 @@
-// What lies between the ABI and the back ends.
+// The interface of the back ends, as the predictor uses it.
 #pragma once
 
 #include <cstdint>
@@ -7,19 +7,20 @@
 #include <string>
 #include <vector>
 
+#include "log.hpp"
 #include "spec.hpp"
 
 namespace destseg_core {
 
-// One inference at a time, with the memory it works in. Used by one thread at a time; several
-// lanes of a back end may run at once.
+// Runs one inference at a time, in memory of its own. One thread uses it at a time; several lanes
+// of a back end may run at the same time.
 class Lane {
  public:
   virtual ~Lane() = default;
   // Where to write the pixels of `count` images, (count, height, width, 3) RGB; valid until the
   // next call of it.
   virtual std::uint8_t *images(int count) = 0;
-  // Score what was written. Throws Error (backend).
+  // Score the first `count` images. Throws Error (backend).
   virtual void run(int count) = 0;
   // Answers of the last run: (count, height, width) and (count); valid until the next run.
   virtual const float *maps() const = 0;
@@ -41,6 +42,10 @@ struct Request {
   std::string device;   // "cpu", "cuda" or "cuda:<index>"
   int threads = 0;
   std::string precision;  // "fp32" or "bf16"; of OpenVINO only
+  // Of ONNX Runtime on a CPU only: where the threads beside the calling one run, and whether they spin.
+  std::vector<int> worker_cores;
+  bool spinning = true;
+  Log log;
 };
 
 // The index in "cuda:<index>"; 0 without one.
@@ -48,13 +53,20 @@ int device_index(const std::string &device);
 // A runtime's message as one line of at most 200 characters.
 std::string one_line(const std::string &message);
 
-// Those that were built in, in the order in which they are tried. The spec outlives the back end.
+// The back ends that were built in, in the order in which they are tried. The spec must outlive the
+// back end.
 std::vector<std::string> backend_names();
+// Why the library of a back end cannot be loaded; "" when it is loaded now.
+std::string missing_library(const std::string &backend);
 std::unique_ptr<Backend> open_backend(const Request &request, const Spec &spec);
 
-// Each in the file of its name; defined only where it was built in.
+// Each is defined in the file of its name, and only where it was built in.
 std::unique_ptr<Backend> open_onnxruntime(const Request &request, const Spec &spec);
 std::unique_ptr<Backend> open_openvino(const Request &request, const Spec &spec);
 std::unique_ptr<Backend> open_tensorrt(const Request &request, const Spec &spec);
+
+// Load the library, which opening does, too. Throw Error (backend) where there is none.
+void load_onnxruntime();
+void load_openvino();
 
 }  // namespace destseg_core

@@ -1,25 +1,15 @@
-// ONNX Runtime, through its C API: any library that is at least as new as the headers.
-#include <onnxruntime_c_api.h>
-
-#include <algorithm>
+// ONNX Runtime, through its C API, loaded at run time; see onnxruntime_api.hpp.
 #include <array>
-#include <utility>
 
 #include "backend.hpp"
 #include "error.hpp"
 #include "int8_probe.hpp"
+#include "memory.hpp"
+#include "onnxruntime_api.hpp"
+#include "owned.hpp"
 
-namespace destseg_core {
+namespace destseg_core::onnxruntime {
 namespace {
-
-const OrtApi &ort() {
-  static const OrtApi *const api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
-  if (api == nullptr)
-    throw backend_error(std::string("onnxruntime: version ") + OrtGetApiBase()->GetVersionString() +
-                        " is older than the headers this library was built with (API " +
-                        std::to_string(ORT_API_VERSION) + "). Install a newer one.");
-  return *api;
-}
 
 std::string message_of(OrtStatus *status) {
   std::string message = ort().GetErrorMessage(status);
@@ -27,28 +17,7 @@ std::string message_of(OrtStatus *status) {
   return one_line(message);
 }
 
-// Something ONNX Runtime made, and the function of its table that frees it.
-template <typename T, void(ORT_API_CALL *OrtApi::*release)(T *)>
-class Owned {
- public:
-  Owned() = default;
-  ~Owned() { reset(); }
-  Owned(const Owned &) = delete;
-  Owned &operator=(const Owned &) = delete;
-  T *get() const { return value_; }
-  T **receive() {
-    reset();
-    return &value_;
-  }
-
- private:
-  void reset() {
-    if (value_ != nullptr) (ort().*release)(std::exchange(value_, nullptr));
-  }
-  T *value_ = nullptr;
-};
-
-#define DESTSEG_OWNED(name) Owned<Ort##name, &OrtApi::Release##name>
+#define DESTSEG_OWNED(name) Owned<ort, Ort##name *, &OrtApi::Release##name>
 using Env = DESTSEG_OWNED(Env);
 using Options = DESTSEG_OWNED(SessionOptions);
 using Session = DESTSEG_OWNED(Session);
@@ -77,15 +46,16 @@ class OrtBackend final : public Backend {
   OrtBackend(const Request &request, const Spec &spec)
       : spec_(spec),
         path_(request.path),
+        log_(request.log),
         place_(request.device == "cpu"
                    ? request.device
                    : "cuda:" + std::to_string(device_index(request.device))) {
-    check(ort().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "destseg", env_.receive()));
-    check(ort().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.receive()));
+    check(ort().CreateEnv(kLogErrors, "destseg", env_.receive()));
+    check(ort().CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, memory_.receive()));
     Options options;
     check(ort().CreateSessionOptions(options.receive()));
-    check(ort().SetIntraOpNumThreads(options.get(), request.threads));
-    check(ort().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR));
+    set_threads(options, request);
+    set_log(options);
     if (request.device != "cpu") use_cuda(options, request.device);
     if (request.device == "cpu" && spec.precision == "int8" && saturates()) use_exact(options);
     check(ort().CreateSession(env_.get(), path_.c_str(), options.get(), session_.receive()));
@@ -93,14 +63,14 @@ class OrtBackend final : public Backend {
   }
 
   std::unique_ptr<Lane> open_lane() override;
-  std::string version() const override { return OrtGetApiBase()->GetVersionString(); }
+  std::string version() const override { return ort().version; }
 
   const Spec &spec() const { return spec_; }
 
   // A tensor over memory that the caller keeps.
   template <std::size_t kRank, typename T>
   void wrap(T *data, std::size_t count, const std::array<std::int64_t, kRank> &shape,
-            ONNXTensorElementDataType type, Value &value) const {
+            ElementType type, Value &value) const {
     check_run(ort().CreateTensorWithDataAsOrtValue(memory_.get(), data, count * sizeof(T),
                                                    shape.data(), kRank, type, value.receive()));
   }
@@ -115,17 +85,47 @@ class OrtBackend final : public Backend {
 
  private:
   void check(OrtStatus *status) const {
-    if (status != nullptr)
-      throw backend_error(path_.u8string() + ": ONNX Runtime cannot open it (" +
-                          message_of(status) + "). Export it again.");
+    if (status == nullptr) return;
+    const std::string message = message_of(status);
+    if (lacks_memory(message)) throw memory_error(path_.u8string(), message);
+    throw backend_error(path_.u8string() + ": ONNX Runtime cannot open it (" + message +
+                        "). Export it again.");
   }
 
   void check_run(OrtStatus *status) const {
-    if (status != nullptr)
-      throw backend_error(spec_.artifact.file + ": ONNX Runtime failed on device '" + place_ +
-                          "' (" + message_of(status) +
-                          "). Load the artifact again; on a GPU, nvidia-smi shows its memory and "
-                          "errors.");
+    if (status == nullptr) return;
+    const std::string message = message_of(status);
+    if (lacks_memory(message)) throw memory_error(spec_.artifact.file, message);
+    throw backend_error(spec_.artifact.file + ": ONNX Runtime failed on device '" + place_ + "' (" +
+                        message +
+                        "). Load the artifact again; on a GPU, nvidia-smi shows its memory and "
+                        "errors.");
+  }
+
+  void set_threads(const Options &options, const Request &request) const {
+    const std::size_t pinned = request.worker_cores.size();
+    const int threads = pinned > 0 ? static_cast<int>(pinned) + 1 : request.threads;
+    check(ort().SetIntraOpNumThreads(options.get(), threads));
+    if (!request.spinning)
+      check(ort().AddSessionConfigEntry(options.get(), "session.intra_op.allow_spinning", "0"));
+    std::string places;
+    for (const int core : request.worker_cores)  // counted from 1 there
+      places += (places.empty() ? "" : ";") + std::to_string(core + 1);
+    if (pinned > 0)
+      check(ort().AddSessionConfigEntry(options.get(), "session.intra_op_thread_affinities",
+                                        places.c_str()));
+  }
+
+  void set_log(const Options &options) const {
+    const int least = log_.is_wanted() ? kLogWarnings : kLogErrors;
+    check(ort().SetSessionLogSeverityLevel(options.get(), least));
+    if (!log_.is_wanted()) return;
+    const auto forward = [](void *log, int severity, const char *, const char *, const char *,
+                            const char *message) {
+      const std::int32_t level = severity <= kLogWarnings ? DESTSEG_LOG_WARNING : DESTSEG_LOG_ERROR;
+      static_cast<const Log *>(log)->write(level, "ONNX Runtime: " + one_line(message));
+    };
+    check(ort().SetUserLoggingFunction(options.get(), forward, const_cast<Log *>(&log_)));
   }
 
   // Whether sums of uint8 by int8 stop at 16 bit on this CPU; see int8_probe.hpp.
@@ -133,7 +133,7 @@ class OrtBackend final : public Backend {
     Options options;
     check(ort().CreateSessionOptions(options.receive()));
     check(ort().SetIntraOpNumThreads(options.get(), 1));
-    check(ort().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR));
+    check(ort().SetSessionLogSeverityLevel(options.get(), kLogErrors));
     Session session;
     check(ort().CreateSessionFromArray(env_.get(), kProbeGraph, sizeof kProbeGraph, options.get(),
                                        session.receive()));
@@ -142,16 +142,15 @@ class OrtBackend final : public Backend {
     std::vector<std::int8_t> right(kProbeTerms * kColumns, kProbeRight);
     std::vector<std::int32_t> found(kRows * kColumns);
     Value a, b, y;
-    wrap<2>(left.data(), left.size(), {kRows, kProbeTerms}, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, a);
-    wrap<2>(right.data(), right.size(), {kProbeTerms, kColumns}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+    wrap<2>(left.data(), left.size(), {kRows, kProbeTerms}, kUint8, a);
+    wrap<2>(right.data(), right.size(), {kProbeTerms, kColumns}, kInt8,
             b);
-    wrap<2>(found.data(), found.size(), {kRows, kColumns}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, y);
+    wrap<2>(found.data(), found.size(), {kRows, kColumns}, kInt32, y);
     const char *const inputs[] = {"a", "b"}, *const outputs[] = {"y"};
     const OrtValue *given[] = {a.get(), b.get()};
     OrtValue *wanted[] = {y.get()};
     check_run(ort().Run(session.get(), nullptr, inputs, given, 2, outputs, 1, wanted));
-    const auto right_sum = [](std::int32_t sum) { return sum == kProbeSum; };
-    return !std::all_of(found.begin(), found.end(), right_sum);
+    return is_saturated(found.data(), found.size());
   }
 
   // Weights become uint8, which has exact kernels everywhere; slower, so only where it is needed.
@@ -188,9 +187,9 @@ class OrtBackend final : public Backend {
     const int height = spec_.input.height, width = spec_.input.width;
     std::size_t inputs = 0;
     check(ort().SessionGetInputCount(session_.get(), &inputs));
-    bool fits = inputs == 1 && has(true, spec_.input_name, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+    bool fits = inputs == 1 && has(true, spec_.input_name, kUint8,
                                    {height, width, 3});
-    const auto type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    const auto type = kFloat;
     fits = fits && has(false, spec_.map_name, type, {spec_.map.height, spec_.map.width});
     if (!fits || !has(false, spec_.score_name, type, {}))
       throw backend_error(path_.u8string() + ": its tensors are not those of its spec. Export it "
@@ -198,7 +197,7 @@ class OrtBackend final : public Backend {
   }
 
   // Whether there is a tensor of that name and type whose shape is (batch, sizes...).
-  bool has(bool input, const std::string &name, ONNXTensorElementDataType type,
+  bool has(bool input, const std::string &name, ElementType type,
            const std::vector<std::int64_t> &sizes) const {
     OrtAllocator *allocator = nullptr;
     check(ort().GetAllocatorWithDefaultOptions(&allocator));
@@ -216,7 +215,7 @@ class OrtBackend final : public Backend {
     return false;
   }
 
-  bool matches(bool input, std::size_t index, ONNXTensorElementDataType type,
+  bool matches(bool input, std::size_t index, ElementType type,
                const std::vector<std::int64_t> &sizes) const {
     TypeInfo info;
     check((input ? ort().SessionGetInputTypeInfo : ort().SessionGetOutputTypeInfo)(
@@ -224,7 +223,7 @@ class OrtBackend final : public Backend {
     const OrtTensorTypeAndShapeInfo *tensor = nullptr;
     check(ort().CastTypeInfoToTensorInfo(info.get(), &tensor));
     if (tensor == nullptr) return false;
-    ONNXTensorElementDataType found = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    int found = 0;
     std::size_t rank = 0;
     check(ort().GetTensorElementType(tensor, &found));
     check(ort().GetDimensionsCount(tensor, &rank));
@@ -238,6 +237,7 @@ class OrtBackend final : public Backend {
 
   const Spec &spec_;
   const std::filesystem::path path_;
+  const Log log_;
   const std::string place_;
   Env env_;
   Memory memory_;
@@ -258,10 +258,10 @@ class OrtLane final : public Lane {
 
   void run(int count) override {
     const Size input = backend_.spec().input, map = backend_.spec().map;
-    const auto type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    const auto type = kFloat;
     Value images, maps, scores;
     backend_.wrap<4>(images_.data(), images_.size(), {count, input.height, input.width, 3},
-                     ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, images);
+                     kUint8, images);
     backend_.wrap<3>(maps_.data(), maps_.size(), {count, map.height, map.width}, type, maps);
     backend_.wrap<1>(scores_.data(), scores_.size(), {count}, type, scores);
     backend_.run(images, maps, scores);
@@ -279,9 +279,14 @@ class OrtLane final : public Lane {
 std::unique_ptr<Lane> OrtBackend::open_lane() { return std::make_unique<OrtLane>(*this); }
 
 }  // namespace
+}  // namespace destseg_core::onnxruntime
+
+namespace destseg_core {
+
+void load_onnxruntime() { onnxruntime::ort(); }
 
 std::unique_ptr<Backend> open_onnxruntime(const Request &request, const Spec &spec) {
-  return std::make_unique<OrtBackend>(request, spec);
+  return std::make_unique<onnxruntime::OrtBackend>(request, spec);
 }
 
 }  // namespace destseg_core

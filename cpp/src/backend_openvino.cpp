@@ -1,171 +1,298 @@
-// OpenVINO on the CPU, in float32 unless asked otherwise: its default is bfloat16 on processors that
-// have it.
-#include <openvino/openvino.hpp>
-#include <openvino/opsets/opset13.hpp>
-
+// OpenVINO on the CPU, through its C API, loaded at run time; in float32 unless asked otherwise: its
+// default is bfloat16 on processors that have it.
 #include <algorithm>
-#include <exception>
-#include <new>
+#include <array>
+#include <initializer_list>
+#include <sstream>
+#include <utility>
 
 #include "backend.hpp"
 #include "error.hpp"
 #include "int8_probe.hpp"
+#include "memory.hpp"
+#include "openvino_api.hpp"
+#include "owned.hpp"
+#include "text.hpp"
 
-namespace destseg_core {
+namespace destseg_core::openvino {
 namespace {
 
-// y = convolution of uint8 steps by int8 weights, as a quantised graph has them.
-std::shared_ptr<ov::Model> probe_model() {
-  namespace op = ov::opset13;
-  constexpr std::size_t kChannels = 16, kTerms = kProbeTerms;
-  const auto constant = [](float value) {
-    return op::Constant::create(ov::element::f32, {}, {value});
-  };
-  const auto images = std::make_shared<op::Parameter>(ov::element::f32, ov::Shape{1, kTerms, 1, 1});
-  const auto low = constant(0), high = constant(255);
-  const auto steps = std::make_shared<op::FakeQuantize>(images, low, high, low, high, 256);
-  const auto whole = op::Constant::create(ov::element::i8, {kChannels, kTerms, 1, 1},
-                                          std::vector<std::int8_t>(kChannels * kTerms, kProbeRight));
-  const auto scales = op::Constant::create(ov::element::f32, {kChannels, 1, 1, 1},
-                                           std::vector<float>(kChannels, 1));
-  const auto weights = std::make_shared<op::Multiply>(
-      std::make_shared<op::Convert>(whole, ov::element::f32), scales);
-  const auto sums = std::make_shared<op::Convolution>(
-      steps, weights, ov::Strides{1, 1}, ov::CoordinateDiff{0, 0}, ov::CoordinateDiff{0, 0},
-      ov::Strides{1, 1});
-  return std::make_shared<ov::Model>(ov::OutputVector{sums}, ov::ParameterVector{images}, "probe");
+const Api &ov() { return openvino_api(); }
+
+using OwnedCore = Owned<openvino_api, Core *, &Api::core_free>;
+using OwnedModel = Owned<openvino_api, Model *, &Api::model_free>;
+using OwnedCompiled = Owned<openvino_api, CompiledModel *, &Api::compiled_model_free>;
+using OwnedRequest = Owned<openvino_api, InferRequest *, &Api::infer_request_free>;
+using OwnedTensor = Owned<openvino_api, Tensor *, &Api::tensor_free>;
+using OwnedPort = Owned<openvino_api, ConstPort *, &Api::output_const_port_free>;
+
+// A status of OpenVINO's that is a failure; what to say of it is the caller's to know.
+struct Failure {
+  std::string reason;
+};
+
+void need(int status) {
+  if (status == 0) return;
+  const char *message = ov().get_last_err_msg();
+  throw Failure{message != nullptr && *message != '\0' ? one_line(message)
+                                                       : "status " + std::to_string(status)};
 }
 
-// Whether sums of uint8 by int8 stop at 16 bit on this CPU; see int8_probe.hpp.
-bool saturates(ov::Core &core) {
-  auto compiled = core.compile_model(probe_model(), "CPU",
-                                     ov::hint::inference_precision(ov::element::f32),
-                                     ov::inference_num_threads(1));
-  ov::InferRequest request = compiled.create_infer_request();
-  ov::Tensor images(ov::element::f32, {1, static_cast<std::size_t>(kProbeTerms), 1, 1});
-  std::fill_n(images.data<float>(), images.get_size(), static_cast<float>(kProbeLeft));
-  request.set_input_tensor(images);
-  request.infer();
-  const ov::Tensor found = request.get_output_tensor();
-  const auto right = [](float sum) { return sum == static_cast<float>(kProbeSum); };
-  return !std::all_of(found.data<const float>(), found.data<const float>() + found.get_size(),
-                      right);
+// A tensor's shape: (count, sizes...).
+class Sizes {
+ public:
+  Sizes(int count, std::initializer_list<int> sizes) : sizes_{count} {
+    sizes_.insert(sizes_.end(), sizes.begin(), sizes.end());
+  }
+  Shape shape() { return {static_cast<std::int64_t>(sizes_.size()), sizes_.data()}; }
+  bool is_of(const Tensor *tensor) const {
+    Shape found{};
+    need(ov().tensor_get_shape(tensor, &found));
+    const bool same = std::equal(sizes_.begin(), sizes_.end(), found.sizes, found.sizes + found.rank);
+    ov().shape_free(&found);
+    return same;
+  }
+  bool fits(const PartialShape &found) const {
+    const auto rank = static_cast<std::int64_t>(sizes_.size());
+    if (found.rank.least != rank || found.rank.most != rank) return false;
+    for (std::size_t i = 1; i < sizes_.size(); ++i) {
+      const Dimension &size = found.sizes[i];
+      if (size.least > sizes_[i] || (size.most != -1 && size.most < sizes_[i])) return false;
+    }
+    return true;
+  }
+
+ private:
+  std::vector<std::int64_t> sizes_;
+};
+
+template <typename T>
+T *data_of(const OwnedTensor &tensor) {
+  void *data = nullptr;
+  need(ov().tensor_data(tensor.get(), &data));
+  return static_cast<T *>(data);
 }
+
+// Keys and values of OpenVINO's properties, at most four pairs.
+using Properties = std::vector<std::pair<std::string, std::string>>;
+
+void compile(const OwnedCore &core, const OwnedModel &model, const Properties &properties,
+             OwnedCompiled &compiled) {
+  std::array<const char *, 8> text{};
+  for (std::size_t i = 0; i < properties.size(); ++i) {
+    text[2 * i] = properties[i].first.c_str();
+    text[2 * i + 1] = properties[i].second.c_str();
+  }
+  need(ov().core_compile_model(core.get(), model.get(), "CPU", 2 * properties.size(),
+                               compiled.receive(), text[0], text[1], text[2], text[3], text[4],
+                               text[5], text[6], text[7]));
+}
+
+// A small model of known types: its input is uint8, its output float32, and its convolution is one of
+// uint8 by int8, as a quantised graph has them.
+class Probe {
+ public:
+  explicit Probe(const OwnedCore &core) : core_(core) {
+    const std::string file = probe_convolution();
+    need(ov().core_read_model_from_memory_buffer(core.get(), file.data(), file.size(), nullptr,
+                                                 model_.receive()));
+    OwnedPort input, output;
+    need(ov().model_const_input_by_name(model_.get(), "x", input.receive()));
+    need(ov().model_const_output_by_name(model_.get(), "y", output.receive()));
+    need(ov().port_get_element_type(input.get(), &uint8));
+    need(ov().port_get_element_type(output.get(), &float32));
+  }
+
+  // Whether sums of uint8 by int8 stop at 16 bit on this CPU; see int8_probe.hpp.
+  bool saturates() const {
+    OwnedCompiled compiled;
+    compile(core_, model_, {{"INFERENCE_PRECISION_HINT", "f32"}, {"INFERENCE_NUM_THREADS", "1"}},
+            compiled);
+    OwnedRequest request;
+    OwnedTensor images, sums;
+    need(ov().compiled_model_create_infer_request(compiled.get(), request.receive()));
+    need(ov().tensor_create(uint8, Sizes(1, {kProbeTerms, 1, 1}).shape(), images.receive()));
+    std::fill_n(data_of<std::uint8_t>(images), kProbeTerms, kProbeLeft);
+    need(ov().infer_request_set_tensor(request.get(), "x", images.get()));
+    need(ov().infer_request_infer(request.get()));
+    need(ov().infer_request_get_tensor(request.get(), "y", sums.receive()));
+    const auto *const found = data_of<const float>(sums);
+    return is_saturated(found, kProbeChannels);
+  }
+
+  int uint8 = 0, float32 = 0;  // OpenVINO's numbers of the types
+
+ private:
+  const OwnedCore &core_;
+  OwnedModel model_;
+};
 
 class OpenVinoBackend final : public Backend {
  public:
   OpenVinoBackend(const Request &request, const Spec &spec) : spec_(spec) {
     if (request.device != "cpu")
-      throw backend_error("device " + python_repr(request.device) +
+      throw backend_error("device " + in_quotes(request.device) +
                           ": the OpenVINO back end runs on 'cpu' only.");
+    openvino_api();  // before what needs it, for its own error
     try {
-      const ov::AnyMap options = options_of(request);
-      const auto model = core_.read_model(request.path.u8string());
-      check_tensors(*model, request.path);
-      model_ = core_.compile_model(model, "CPU", options);
-    } catch (const Error &) {
-      throw;
-    } catch (const std::bad_alloc &) {
-      throw;
-    } catch (const std::exception &error) {  // its plugins throw others than its own, too
+      open(request);
+    } catch (const Failure &failure) {
+      if (lacks_memory(failure.reason))
+        throw memory_error(request.path.u8string(), failure.reason);
       throw backend_error(request.path.u8string() + ": OpenVINO cannot open it (" +
-                          one_line(error.what()) + "). Export it again.");
+                          failure.reason + "). Export it again.");
     }
   }
 
   std::unique_ptr<Lane> open_lane() override;
-  std::string version() const override { return ov::get_openvino_version().buildNumber; }
+  std::string version() const override {
+    Version version{};
+    if (ov().get_openvino_version(&version) != 0) return "unknown";
+    const std::string build = version.build;
+    ov().version_free(&version);
+    return build;
+  }
 
   const Spec &spec() const { return spec_; }
-  ov::InferRequest request() { return model_.create_infer_request(); }
+  int uint8() const { return uint8_; }
+  void open_request(OwnedRequest &request) const {
+    need(ov().compiled_model_create_infer_request(compiled_.get(), request.receive()));
+  }
 
  private:
-  ov::AnyMap options_of(const Request &request) {
+  void open(const Request &request) {
+    need(ov().core_create(core_.receive()));
+    const Probe probe(core_);
+    uint8_ = probe.uint8;
+    const Properties properties = properties_of(request, probe);
+    OwnedModel model;
+    need(ov().core_read_model(core_.get(), request.path.u8string().c_str(), nullptr,
+                              model.receive()));
+    check_tensors(model, probe, request.path);
+    compile(core_, model, properties, compiled_);
+  }
+
+  Properties properties_of(const Request &request, const Probe &probe) const {
     const bool half = request.precision == "bf16";
-    const auto able = core_.get_property("CPU", ov::device::capabilities);
-    if (half && std::find(able.begin(), able.end(), ov::device::capability::BF16) == able.end())
+    if (half && !computes_in("BF16"))
       throw backend_error("precision 'bf16': this CPU does not compute in it. Use 'fp32', or an "
                           "INT8 artifact.");
-    ov::AnyMap options{
-        ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
-        ov::hint::inference_precision(half ? ov::element::bf16 : ov::element::f32)};
-    if (request.threads > 0) options.insert(ov::inference_num_threads(request.threads));
+    Properties properties{{"PERFORMANCE_HINT", "LATENCY"},
+                          {"INFERENCE_PRECISION_HINT", half ? "bf16" : "f32"}};
+    if (request.threads > 0)
+      properties.emplace_back("INFERENCE_NUM_THREADS", std::to_string(request.threads));
     // There are no exact INT8 kernels then; in float32, the rounded values add up rightly.
-    if (spec_.precision == "int8" && saturates(core_)) options["LP_TRANSFORMS_MODE"] = "NO";
-    return options;
+    if (spec_.precision == "int8" && probe.saturates()) {
+      properties.emplace_back("LP_TRANSFORMS_MODE", "NO");
+      request.log.warn(spec_.artifact.file +
+                       ": this CPU has no VNNI, without which OpenVINO's INT8 sums stop at 16 bit; "
+                       "its INT8 layers run in float32. Back end onnxruntime runs them in exact "
+                       "INT8.");
+    }
+    return properties;
+  }
+
+  bool computes_in(const std::string &wanted) const {
+    char *text = nullptr;
+    need(ov().core_get_property(core_.get(), "CPU", "OPTIMIZATION_CAPABILITIES", &text));
+    std::istringstream words(text);
+    ov().free(text);
+    for (std::string word; words >> word;)
+      if (word == wanted) return true;
+    return false;
   }
 
   // Buffers are sized by the spec, so the graph must agree with it.
-  void check_tensors(const ov::Model &model, const std::filesystem::path &path) const {
-    const auto fits = [](const ov::Output<const ov::Node> &tensor, const std::string &name,
-                         ov::element::Type type, const ov::PartialShape &shape) {
-      return tensor.get_names().count(name) == 1 && tensor.get_element_type() == type &&
-             tensor.get_partial_shape().compatible(shape);
-    };
-    const int height = spec_.map.height, width = spec_.map.width;
-    bool map = false, score = false;
-    for (const auto &tensor : model.outputs()) {
-      map = map || fits(tensor, spec_.map_name, ov::element::f32, {-1, height, width});
-      score = score || fits(tensor, spec_.score_name, ov::element::f32, {-1});
-    }
-    const ov::PartialShape input{-1, spec_.input.height, spec_.input.width, 3};
-    if (!map || !score || model.inputs().size() != 1 ||
-        !fits(model.inputs()[0], spec_.input_name, ov::element::u8, input))
+  void check_tensors(const OwnedModel &model, const Probe &probe,
+                     const std::filesystem::path &path) const {
+    const Size input = spec_.input, map = spec_.map;
+    std::size_t inputs = 0;
+    need(ov().model_inputs_size(model.get(), &inputs));
+    OwnedPort image, anomaly_map, score;
+    const bool fits =
+        inputs == 1 &&
+        ov().model_const_input_by_name(model.get(), spec_.input_name.c_str(), image.receive()) == 0 &&
+        ov().model_const_output_by_name(model.get(), spec_.map_name.c_str(),
+                                        anomaly_map.receive()) == 0 &&
+        ov().model_const_output_by_name(model.get(), spec_.score_name.c_str(), score.receive()) ==
+            0 &&
+        is_of(image, probe.uint8, {-1, {input.height, input.width, 3}}) &&
+        is_of(anomaly_map, probe.float32, {-1, {map.height, map.width}}) &&
+        is_of(score, probe.float32, {-1, {}});
+    if (!fits)
       throw backend_error(path.u8string() + ": its tensors are not those of its spec. Export it "
                           "again.");
   }
 
+  static bool is_of(const OwnedPort &port, int type, const Sizes &sizes) {
+    int found = 0;
+    PartialShape shape{};
+    need(ov().port_get_element_type(port.get(), &found));
+    need(ov().port_get_partial_shape(port.get(), &shape));
+    const bool fits = found == type && sizes.fits(shape);
+    ov().partial_shape_free(&shape);
+    return fits;
+  }
+
   const Spec &spec_;
-  ov::Core core_;
-  ov::CompiledModel model_;
+  OwnedCore core_;
+  OwnedCompiled compiled_;
+  int uint8_ = 0;
 };
 
 class OpenVinoLane final : public Lane {
  public:
-  explicit OpenVinoLane(OpenVinoBackend &backend)
-      : spec_(backend.spec()), request_(backend.request()) {}
+  explicit OpenVinoLane(const OpenVinoBackend &backend)
+      : spec_(backend.spec()), uint8_(backend.uint8()) {
+    guarded([&] { backend.open_request(request_); });
+  }
 
   std::uint8_t *images(int count) override {
-    if (count != count_) {
+    guarded([&] {
+      if (count == count_) return;
       count_ = 0;  // should what follows fail
       const Size size = spec_.input;
-      images_ = ov::Tensor(ov::element::u8, shape(count, {size.height, size.width, 3}));
-      request_.set_tensor(spec_.input_name, images_);
+      need(ov().tensor_create(uint8_, Sizes(count, {size.height, size.width, 3}).shape(),
+                              images_.receive()));
+      need(ov().infer_request_set_tensor(request_.get(), spec_.input_name.c_str(), images_.get()));
       count_ = count;
-    }
-    return images_.data<std::uint8_t>();
+    });
+    return data_of<std::uint8_t>(images_);
   }
 
   void run(int count) override {
-    try {
-      request_.infer();
-      maps_ = request_.get_tensor(spec_.map_name);
-      scores_ = request_.get_tensor(spec_.score_name);
-    } catch (const std::bad_alloc &) {
-      throw;
-    } catch (const std::exception &error) {
-      throw backend_error(spec_.artifact.file + ": OpenVINO failed (" + one_line(error.what()) +
-                          ").");
-    }
-    if (maps_.get_shape() != shape(count, {spec_.map.height, spec_.map.width}) ||
-        scores_.get_shape() != shape(count, {}))
+    bool fits = false;
+    guarded([&] {
+      need(ov().infer_request_infer(request_.get()));
+      need(ov().infer_request_get_tensor(request_.get(), spec_.map_name.c_str(), maps_.receive()));
+      need(ov().infer_request_get_tensor(request_.get(), spec_.score_name.c_str(),
+                                         scores_.receive()));
+      fits = Sizes(count, {spec_.map.height, spec_.map.width}).is_of(maps_.get()) &&
+             Sizes(count, {}).is_of(scores_.get());
+    });
+    if (!fits)
       throw backend_error(spec_.artifact.file + ": its tensors are not those of its spec. Export "
                           "it again.");
   }
 
-  const float *maps() const override { return maps_.data<const float>(); }
-  const float *scores() const override { return scores_.data<const float>(); }
+  const float *maps() const override { return data_of<const float>(maps_); }
+  const float *scores() const override { return data_of<const float>(scores_); }
 
  private:
-  static ov::Shape shape(int count, std::initializer_list<int> sizes) {
-    ov::Shape result{static_cast<std::size_t>(count)};
-    for (const int size : sizes) result.push_back(static_cast<std::size_t>(size));
-    return result;
+  template <typename Call>
+  void guarded(const Call &call) const {
+    try {
+      call();
+    } catch (const Failure &failure) {
+      if (lacks_memory(failure.reason)) throw memory_error(spec_.artifact.file, failure.reason);
+      throw backend_error(spec_.artifact.file + ": OpenVINO failed (" + failure.reason + ").");
+    }
   }
 
   const Spec &spec_;
-  ov::InferRequest request_;
-  ov::Tensor images_, maps_, scores_;
+  const int uint8_;
+  OwnedRequest request_;
+  OwnedTensor images_, maps_, scores_;
   int count_ = 0;
 };
 
@@ -174,9 +301,14 @@ std::unique_ptr<Lane> OpenVinoBackend::open_lane() {
 }
 
 }  // namespace
+}  // namespace destseg_core::openvino
+
+namespace destseg_core {
+
+void load_openvino() { openvino::openvino_api(); }
 
 std::unique_ptr<Backend> open_openvino(const Request &request, const Spec &spec) {
-  return std::make_unique<OpenVinoBackend>(request, spec);
+  return std::make_unique<openvino::OpenVinoBackend>(request, spec);
 }
 
 }  // namespace destseg_core

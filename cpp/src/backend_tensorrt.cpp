@@ -4,7 +4,6 @@
 // of one lane overlap the inference of another. From the second run of a batch size on, copies and
 // inference run as one CUDA graph; where they cannot be captured, they are queued one by one.
 #include <NvInferRuntime.h>
-#include <cuda_runtime_api.h>
 
 #include <fstream>
 #include <mutex>
@@ -14,6 +13,8 @@
 #include "cuda_owned.hpp"
 #include "engine_record.hpp"
 #include "error.hpp"
+#include "shared_library.hpp"
+#include "text.hpp"
 
 #define DESTSEG_TEXT_(x) #x
 #define DESTSEG_TEXT(x) DESTSEG_TEXT_(x)
@@ -27,10 +28,27 @@ namespace {
 constexpr const char *kBuilder = "tensorrt-rtx";
 constexpr const char *kVersion =
     DESTSEG_JOIN(TRT_MAJOR_RTX, TRT_MINOR_RTX, TRT_PATCH_RTX, TRT_BUILD_RTX);
+constexpr std::int32_t kMajor = TRT_MAJOR_RTX;
+#ifdef _WIN32
+constexpr const char *kFile =
+    "tensorrt_rtx_" DESTSEG_TEXT(TRT_MAJOR_RTX) "_" DESTSEG_TEXT(TRT_MINOR_RTX) ".dll";
+constexpr const char *kStem = "tensorrt_rtx_";
+#else
+constexpr const char *kFile = "libtensorrt_rtx.so." DESTSEG_TEXT(TRT_MAJOR_RTX);
+constexpr const char *kStem = "libtensorrt_rtx.so";
+#endif
 #else
 constexpr const char *kBuilder = "tensorrt";
 constexpr const char *kVersion =
     DESTSEG_JOIN(NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_PATCH, NV_TENSORRT_BUILD);
+constexpr std::int32_t kMajor = NV_TENSORRT_MAJOR;
+#ifdef _WIN32
+constexpr const char *kFile = "nvinfer_" DESTSEG_TEXT(NV_TENSORRT_MAJOR) ".dll";
+constexpr const char *kStem = kFile;
+#else
+constexpr const char *kFile = "libnvinfer.so." DESTSEG_TEXT(NV_TENSORRT_MAJOR);
+constexpr const char *kStem = "libnvinfer.so";
+#endif
 #endif
 
 // Keeps TensorRT's last error, which its calls themselves only report as false or null.
@@ -63,12 +81,75 @@ std::vector<char> content_of(const std::filesystem::path &path) {
   return bytes;
 }
 
+// What createInferRuntime() of the headers calls, which would have to be linked.
+using CreateRuntime = void *(void *logger, std::int32_t version);
+
+const LibraryNames &names() {
+  static const LibraryNames the{
+      "tensorrt",
+      "DESTSEG_TENSORRT_LIBRARY",
+      {kFile},
+      kStem,
+      "Install TensorRT (its archive, or the pip wheel's folder of libraries), of the release that "
+      "this library was built for (" +
+          std::string(kVersion) +
+          "), and put its library beside this one, or name it in DESTSEG_TENSORRT_LIBRARY."};
+  return the;
+}
+
+// A part of the loaded library's version; -1 where it does not tell.
+std::int32_t version_part(LibraryHandle library, const char *part) {
+  const std::string name = std::string("getInferLib") + part + "Version";
+  auto *const get = function_of<std::int32_t()>(library, name.c_str());
+  return get != nullptr ? get() : -1;
+}
+
+std::string why_not(LibraryHandle library) {
+  if (find_function(library, "createInferRuntime_INTERNAL") == nullptr)
+    return "it has no createInferRuntime_INTERNAL";
+  const std::int32_t major = version_part(library, "Major");
+  return major == -1 || major == kMajor
+             ? ""
+             : "its version is " + std::to_string(major) + ", expected " + std::to_string(kMajor);
+}
+
+struct TensorRt {
+  CreateRuntime *create_runtime;
+  std::string version;  // of the loaded library
+};
+
+TensorRt load() {
+  LibraryHandle library = load_library(names(), why_not);
+  std::string version;
+  for (const char *part : {"Major", "Minor", "Patch", "Build"}) {
+    const std::int32_t number = version_part(library, part);
+    if (number == -1) version = kVersion;
+    if (number == -1) break;
+    version += (version.empty() ? "" : ".") + std::to_string(number);
+  }
+  return {function_of<CreateRuntime>(library, "createInferRuntime_INTERNAL"), version};
+}
+
+// Loads TensorRT at the first call. Throws Error (backend) where there is none.
+const TensorRt &tensorrt() {
+  static const TensorRt *const loaded = new TensorRt(load());  // tried again after a failure
+  return *loaded;
+}
+
+// Major and minor number of the GPU's architecture, as NVIDIA numbers the attributes.
+std::string architecture(int device) {
+  std::string name = "sm_";
+  for (const int attribute : {75, 76}) {
+    int value = 0;
+    check_cuda(cuda().cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(attribute), device),
+               "device 'cuda:" + std::to_string(device) + "'");
+    name += std::to_string(value);
+  }
+  return name;
+}
+
 Machine machine_of(int device) {
-  cudaDeviceProp properties;
-  check_cuda(cudaGetDeviceProperties(&properties, device),
-             "device 'cuda:" + std::to_string(device) + "'");
-  return {kBuilder, kVersion, properties.name,
-          "sm_" + std::to_string(properties.major) + std::to_string(properties.minor)};
+  return {kBuilder, tensorrt().version, gpu_name(device), architecture(device)};
 }
 
 nvinfer1::Dims dims_of(std::int64_t batch, std::initializer_list<int> sizes) {
@@ -87,14 +168,15 @@ class TensorRtBackend final : public Backend {
                           " is a TensorRT engine and runs on a GPU only. Pass device 'cuda', or "
                           "load the .onnx that it was built from.");
     int count = 0;
-    check_cuda(cudaGetDeviceCount(&count), "device " + python_repr(request.device));
+    check_cuda(cuda().cudaGetDeviceCount(&count), "device " + in_quotes(request.device));
     if (device_ >= count)
-      throw backend_error("device " + python_repr(request.device) + ": this machine has " +
+      throw backend_error("device " + in_quotes(request.device) + ": this machine has " +
                           std::to_string(count) + " CUDA devices. Use 0 to " +
                           std::to_string(count - 1) + ".");
     const DeviceScope scope(device_);
     check_engine(spec_, machine_of(device_));
-    runtime_.reset(nvinfer1::createInferRuntime(log_));
+    runtime_.reset(static_cast<nvinfer1::IRuntime *>(
+        tensorrt().create_runtime(static_cast<nvinfer1::ILogger *>(&log_), NV_TENSORRT_VERSION)));
     const std::vector<char> bytes = content_of(request.path);
     if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(bytes.data(), bytes.size()));
     if (!engine_) fail("deserialize_cuda_engine");
@@ -103,7 +185,7 @@ class TensorRtBackend final : public Backend {
   }
 
   std::unique_ptr<Lane> open_lane() override;
-  std::string version() const override { return kVersion; }
+  std::string version() const override { return tensorrt().version; }
 
   const Spec &spec() const { return spec_; }
   int device() const { return device_; }
@@ -174,7 +256,7 @@ class TensorRtLane final : public Lane {
         maps_(largest() * spec().map.pixels() * sizeof(float)),
         scores_(largest() * sizeof(float)),
         context_(backend.context()) {
-    check_cuda(cudaStreamCreateWithFlags(stream_.receive(), cudaStreamNonBlocking), "stream");
+    check_cuda(cuda().cudaStreamCreateWithFlags(stream_.receive(), cudaStreamNonBlocking), "stream");
     const bool bound =
         context_ && context_->setTensorAddress(spec().input_name.c_str(), images_.device()) &&
         context_->setTensorAddress(spec().map_name.c_str(), maps_.device()) &&
@@ -193,11 +275,11 @@ class TensorRtLane final : public Lane {
     } else {
       if (!graph_ && capturable_) capture(count);
       if (graph_)
-        check_cuda(cudaGraphLaunch(graph_->get(), stream_.get()), spec().artifact.file);
+        check_cuda(cuda().cudaGraphLaunch(graph_->get(), stream_.get()), spec().artifact.file);
       else
         enqueue(count);
     }
-    check_cuda(cudaStreamSynchronize(stream_.get()), spec().artifact.file);
+    check_cuda(cuda().cudaStreamSynchronize(stream_.get()), spec().artifact.file);
     shape_ = count;
   }
 
@@ -232,16 +314,16 @@ class TensorRtLane final : public Lane {
     auto graph = std::make_unique<CudaGraph>();
     auto executable = std::make_unique<CudaGraphExec>();
     if (captured(count, *graph) &&
-        cudaGraphInstantiateWithFlags(executable->receive(), graph->get(), 0) == cudaSuccess) {
+        cuda().cudaGraphInstantiateWithFlags(executable->receive(), graph->get(), 0) == cudaSuccess) {
       graph_ = std::move(executable);
       return;
     }
     capturable_ = false;
-    cudaGetLastError();  // so that it is not seen again by the next call
+    cuda().cudaGetLastError();  // so that it is not seen again by the next call
   }
 
   bool captured(int count, CudaGraph &graph) {
-    if (cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal) != cudaSuccess)
+    if (cuda().cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal) != cudaSuccess)
       return false;
     bool queued = true;
     try {
@@ -249,7 +331,7 @@ class TensorRtLane final : public Lane {
     } catch (const Error &) {  // what cannot be captured still runs when queued
       queued = false;
     }
-    return cudaStreamEndCapture(stream_.get(), graph.receive()) == cudaSuccess && queued;
+    return cuda().cudaStreamEndCapture(stream_.get(), graph.receive()) == cudaSuccess && queued;
   }
 
   TensorRtBackend &backend_;

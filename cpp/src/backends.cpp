@@ -3,6 +3,7 @@
 
 #include "backend.hpp"
 #include "error.hpp"
+#include "text.hpp"
 
 namespace destseg_core {
 namespace {
@@ -35,6 +36,21 @@ std::string one_line(const std::string &message) {
   return line.substr(0, end);
 }
 
+namespace {
+
+// An INT8 artifact that was made for TensorRT and is about to run on a CPU.
+void warn_of_scheme(const Request &request, const Spec &spec) {
+  const Json *quantization = spec.json.find("quantization");
+  const bool there = quantization != nullptr && quantization->kind == Json::Kind::object;
+  const Json *scheme = there ? quantization->find("scheme") : nullptr;
+  if (scheme != nullptr && scheme->text == "s8")
+    request.log.warn(spec.artifact.file +
+                     ": quantised for TensorRT; a CPU runs few of its layers in INT8, or less "
+                     "accurately. Make one for CPUs: destseg-export quantize --for cpu");
+}
+
+}  // namespace
+
 std::vector<std::string> backend_names() {
   std::vector<std::string> names;
 #ifdef DESTSEG_HAVE_ONNXRUNTIME
@@ -49,8 +65,23 @@ std::vector<std::string> backend_names() {
   return names;
 }
 
+std::string missing_library([[maybe_unused]] const std::string &backend) {
+  try {
+#ifdef DESTSEG_HAVE_ONNXRUNTIME
+    if (backend == "onnxruntime") load_onnxruntime();
+#endif
+#ifdef DESTSEG_HAVE_OPENVINO
+    if (backend == "openvino") load_openvino();
+#endif
+  } catch (const Error &error) {
+    return error.what();
+  }
+  return "";
+}
+
 std::unique_ptr<Backend> open_backend([[maybe_unused]] const Request &request,
                                       [[maybe_unused]] const Spec &spec) {
+  if (request.device == "cpu") warn_of_scheme(request, spec);
 #ifdef DESTSEG_HAVE_ONNXRUNTIME
   if (request.backend == "onnxruntime") return open_onnxruntime(request, spec);
 #endif
@@ -60,7 +91,7 @@ std::unique_ptr<Backend> open_backend([[maybe_unused]] const Request &request,
 #ifdef DESTSEG_HAVE_TENSORRT
   if (request.backend == "tensorrt") return open_tensorrt(request, spec);
 #endif
-  throw backend_error("backend " + python_repr(request.backend) +
+  throw backend_error("backend " + in_quotes(request.backend) +
                       ": this library was built without it, only " + listed(backend_names()) +
                       ". Build it again with the back end installed, or use one of these.");
 }

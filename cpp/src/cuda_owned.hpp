@@ -1,34 +1,36 @@
-// What CUDA gives, with who frees it. Calls run on the device that a DeviceScope made current.
+// Handles of CUDA with an owner that frees them. Calls run on the device that a DeviceScope chose.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <string>
-#include <utility>
 
+#include "cuda_api.hpp"
 #include "error.hpp"
+#include "memory.hpp"
+#include "owned.hpp"
 
 namespace destseg_core {
 
 inline void check_cuda(cudaError_t code, const std::string &what) {
   if (code == cudaSuccess) return;
-  cudaGetLastError();  // so that it is not seen again by the next call
-  throw backend_error(what + ": CUDA failed (" + cudaGetErrorString(code) +
+  cuda().cudaGetLastError();  // clears the error, which the next call would report again
+  const std::string reason = cuda().cudaGetErrorString(code);
+  if (lacks_memory(reason)) throw memory_error(what, reason);
+  throw backend_error(what + ": CUDA failed (" + reason +
                       "). Check the driver and the GPU's free memory.");
 }
 
-// Makes a device current in this thread, and the host's own again when it goes.
+// Makes a device current in this thread, and restores the host's own device when it is destroyed.
 class DeviceScope {
  public:
   explicit DeviceScope(int index) {
-    check_cuda(cudaGetDevice(&before_), "device");
+    check_cuda(cuda().cudaGetDevice(&before_), "device");
     if (before_ != index)
-      check_cuda(cudaSetDevice(index), "device 'cuda:" + std::to_string(index) + "'");
+      check_cuda(cuda().cudaSetDevice(index), "device 'cuda:" + std::to_string(index) + "'");
     changed_ = before_ != index;
   }
   ~DeviceScope() {
-    if (changed_) cudaSetDevice(before_);
+    if (changed_) cuda().cudaSetDevice(before_);
   }
   DeviceScope(const DeviceScope &) = delete;
   DeviceScope &operator=(const DeviceScope &) = delete;
@@ -38,49 +40,32 @@ class DeviceScope {
   bool changed_ = false;
 };
 
-// A handle and the function that frees it.
-template <typename T, cudaError_t (*release)(T)>
-class CudaOwned {
- public:
-  CudaOwned() = default;
-  CudaOwned(CudaOwned &&other) noexcept : value_(std::exchange(other.value_, nullptr)) {}
-  ~CudaOwned() {
-    if (value_ != nullptr) release(value_);
-  }
-  CudaOwned(const CudaOwned &) = delete;
-  CudaOwned &operator=(const CudaOwned &) = delete;
-  CudaOwned &operator=(CudaOwned &&) = delete;
-  T get() const { return value_; }
-  T *receive() { return &value_; }
-
- private:
-  T value_ = nullptr;
-};
-
-using CudaStream = CudaOwned<cudaStream_t, cudaStreamDestroy>;
-using CudaGraph = CudaOwned<cudaGraph_t, cudaGraphDestroy>;
-using CudaGraphExec = CudaOwned<cudaGraphExec_t, cudaGraphExecDestroy>;
+template <typename T, auto release>
+using CudaOwned = Owned<cuda, T, release>;
+using CudaStream = CudaOwned<cudaStream_t, &CudaApi::cudaStreamDestroy>;
+using CudaGraph = CudaOwned<cudaGraph_t, &CudaApi::cudaGraphDestroy>;
+using CudaGraphExec = CudaOwned<cudaGraphExec_t, &CudaApi::cudaGraphExecDestroy>;
 
 // Memory on the GPU, and page-locked memory of the host of the same size.
 class CudaPair {
  public:
   explicit CudaPair(std::size_t bytes) {
-    check_cuda(cudaMalloc(device_.receive(), bytes), "memory");
-    check_cuda(cudaHostAlloc(host_.receive(), bytes, cudaHostAllocDefault), "pinned memory");
+    check_cuda(cuda().cudaMalloc(device_.receive(), bytes), "memory");
+    check_cuda(cuda().cudaHostAlloc(host_.receive(), bytes, cudaHostAllocDefault), "pinned memory");
   }
   void *device() const { return device_.get(); }
   void *host() const { return host_.get(); }
 
   cudaError_t copy_in(std::size_t bytes, cudaStream_t stream) const {
-    return cudaMemcpyAsync(device(), host(), bytes, cudaMemcpyHostToDevice, stream);
+    return cuda().cudaMemcpyAsync(device(), host(), bytes, cudaMemcpyHostToDevice, stream);
   }
   cudaError_t copy_out(std::size_t bytes, cudaStream_t stream) const {
-    return cudaMemcpyAsync(host(), device(), bytes, cudaMemcpyDeviceToHost, stream);
+    return cuda().cudaMemcpyAsync(host(), device(), bytes, cudaMemcpyDeviceToHost, stream);
   }
 
  private:
-  CudaOwned<void *, cudaFree> device_;
-  CudaOwned<void *, cudaFreeHost> host_;
+  CudaOwned<void *, &CudaApi::cudaFree> device_;
+  CudaOwned<void *, &CudaApi::cudaFreeHost> host_;
 };
 
 }  // namespace destseg_core

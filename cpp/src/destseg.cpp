@@ -5,16 +5,19 @@
 #include <cstddef>
 #include <cstring>
 #include <exception>
-#include <filesystem>
 #include <limits>
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "backend.hpp"
 #include "error.hpp"
+#include "options.hpp"
+#include "pixel_formats.hpp"
 #include "predictor.hpp"
 #include "registry.hpp"
+#include "structs.hpp"
 
 namespace destseg_core {
 namespace {
@@ -32,7 +35,8 @@ destseg_status failed(destseg_status status, const std::exception &error) noexce
 
 struct OutOfMemory : std::exception {
   const char *what() const noexcept override {
-    return "out of memory. Pass fewer or smaller frames.";
+    return "out of memory. Close other programs, pass fewer or smaller frames, or take a machine with "
+           "more.";
   }
 };
 struct NoException : std::exception {
@@ -55,106 +59,21 @@ destseg_status guarded(const Call &call) noexcept {
   }
 }
 
-constexpr std::uint32_t kLargestStruct = 4096;  // anything longer is not a size
-
-// Where a struct ended in a release. Options of another size would cut a pointer in two.
-bool is_size(std::uint32_t size, const destseg_options &) {
-  return size == offsetof(destseg_options, precision) ||
-         (size >= sizeof(destseg_options) && size <= kLargestStruct);
-}
-bool is_size(std::uint32_t size, const destseg_info &) {
-  return size >= sizeof(std::uint32_t) && size <= kLargestStruct;
-}
-
-// Copy as much of a struct as the caller's header knew and this library knows.
-template <typename T>
-T known_part(const T *given, const char *name) {
-  const std::uint32_t size = given->struct_size;
-  if (!is_size(size, *given))
-    throw argument_error(std::string(name) + ": struct_size " + std::to_string(size) +
-                         ", expected " + std::to_string(sizeof(T)) + ". Set it to sizeof.");
-  T known{};
-  std::memcpy(&known, given, std::min<std::size_t>(size, sizeof(T)));
+std::vector<destseg_frame> known_frames(const destseg_frame *frames, std::int32_t count) {
+  if (count < 1)
+    throw shape_error("frames: none were passed. Pass at least one uint8 (H, W, 3) frame.");
+  if (frames == nullptr) throw argument_error("frames: null. Pass an array of destseg_frame.");
+  std::vector<destseg_frame> known;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+    const auto *frame = element<const destseg_frame, const char>(frames, frames->struct_size, i);
+    known.push_back(known_part(frame, "frame"));
+    if (frame->struct_size != frames->struct_size)
+      throw argument_error("frames: struct_size " + std::to_string(frame->struct_size) + " and " +
+                           std::to_string(frames->struct_size) +
+                           ", expected the same in each frame of an array.");
+    check_rest(*frame, "frame");
+  }
   return known;
-}
-
-// What the caller's header knew beyond this library's must not have been asked for.
-void check_rest(const destseg_options &given) {
-  const auto *const bytes = reinterpret_cast<const unsigned char *>(&given);
-  const auto set = [](unsigned char byte) { return byte != 0; };
-  if (given.struct_size > sizeof given &&
-      std::any_of(bytes + sizeof given, bytes + given.struct_size, set))
-    throw argument_error("options: struct_size " + std::to_string(given.struct_size) +
-                         " with an option set that is newer than this library, version " +
-                         DESTSEG_VERSION + ". Install a newer one, or leave it zero.");
-}
-
-bool is_device(const std::string &device) {
-  if (device == "cpu" || device == "cuda") return true;
-  const std::string digits = device.rfind("cuda:", 0) == 0 ? device.substr(5) : "";
-  return !digits.empty() && digits.size() <= 4 &&
-         digits.find_first_not_of("0123456789") == std::string::npos;
-}
-
-std::string default_backend(const std::filesystem::path &path) {
-  if (path.extension() == ".engine") return "tensorrt";
-  for (const std::string &name : backend_names())
-    if (name != "tensorrt") return name;
-  return "onnxruntime";
-}
-
-void check_precision(const std::string &name, const std::string &backend,
-                     const std::string &precision) {
-  if (backend != "openvino")
-    throw backend_error(name + ": precision " + python_repr(precision) +
-                        " was given, but the back end is " + python_repr(backend) +
-                        ". Pass back end 'openvino', or drop it.");
-  if (precision != "fp32" && precision != "bf16")
-    throw backend_error("precision " + python_repr(precision) +
-                        ": expected fp32 or bf16 for OpenVINO.");
-}
-
-Request request_of(const char *path, const destseg_options &options) {
-  Request request;
-  request.path = std::filesystem::u8path(path);
-  const std::string name = request.path.u8string();
-  std::error_code code;
-  if (!std::filesystem::is_regular_file(request.path, code))
-    throw backend_error(name + ": no such file. Expected a .onnx or .engine artifact.");
-  const std::string suffix = request.path.extension().u8string();
-  const bool engine = suffix == ".engine";
-  request.device = options.device != nullptr ? options.device : engine ? "cuda" : "cpu";
-  if (!is_device(request.device))
-    throw backend_error("device " + python_repr(request.device) +
-                        ": expected cpu, cuda or cuda:<index>.");
-  if (!engine && suffix != ".onnx")
-    throw backend_error(name + ": unknown kind of artifact. Expected .onnx or .engine.");
-  request.backend = options.backend != nullptr ? options.backend : default_backend(request.path);
-  if (engine != (request.backend == "tensorrt"))
-    throw backend_error(name + ": the back end " + python_repr(request.backend) +
-                        " does not open such files. Expected " +
-                        (engine ? "tensorrt." : "onnxruntime or openvino."));
-  request.threads = options.threads;
-  if (options.precision != nullptr) check_precision(name, request.backend, options.precision);
-  request.precision = options.precision != nullptr ? options.precision : "fp32";
-  return request;
-}
-
-std::shared_ptr<Predictor> open(const char *path, const destseg_options *given) {
-  if (path == nullptr) throw argument_error("path: null. Pass the artifact's path.");
-  const destseg_options options = given == nullptr ? destseg_options{} : known_part(given, "options");
-  if (given != nullptr) check_rest(*given);
-  if (options.reserved != 0)
-    throw argument_error("options: reserved " + std::to_string(options.reserved) +
-                         ", expected 0. Zero the struct before setting it.");
-  if (options.threads < 0 || options.threads > 1024)
-    throw argument_error("options: threads " + std::to_string(options.threads) +
-                         ", expected 0 to 1024.");
-  if (options.parallel < 0 || options.parallel > 64)
-    throw argument_error("options: parallel " + std::to_string(options.parallel) +
-                         ", expected 0 to 64.");
-  const int parallel = options.parallel == 0 ? 2 : options.parallel;
-  return std::make_shared<Predictor>(request_of(path, options), parallel);
 }
 
 destseg_info info_of(const Spec &spec) {
@@ -185,6 +104,18 @@ void copy_text(const std::string &text, char *buffer, std::size_t size, std::siz
     throw argument_error("buffer: " + std::to_string(size) + " bytes, expected at least " +
                          std::to_string(text.size() + 1) + ".");
   std::memcpy(buffer, text.c_str(), text.size() + 1);
+}
+
+void check_room(const char *name, const void *memory, std::int32_t room) {
+  if (room < 0 || (room > 0 && memory == nullptr))
+    throw argument_error(std::string(name) + ": room for " + std::to_string(room) +
+                         (memory == nullptr ? " at a null pointer" : "") +
+                         ". Pass memory and how many fit, or NULL and 0.");
+}
+
+template <typename T>
+std::size_t first_of(const std::vector<T> &found, std::int32_t room) {
+  return std::min(found.size(), static_cast<std::size_t>(room));
 }
 
 std::string joined_backends() {
@@ -218,7 +149,29 @@ destseg_status destseg_open(const char *path, const destseg_options *options,
   return guarded([&] {
     if (predictor == nullptr) throw argument_error("predictor: null. Pass where the handle goes.");
     *predictor = nullptr;
-    *predictor = add_handle(open(path, options));
+    const Opening opening = opening_of(path, options);
+    *predictor = add_handle(std::make_shared<Predictor>(opening.request, opening.parallel),
+                            opening.queue);
+  });
+}
+
+destseg_status destseg_reload(destseg_predictor *predictor, const char *path) noexcept {
+  return guarded([&] {
+    if (path == nullptr) throw argument_error("path: null. Pass the artifact's path.");
+    const InUse found = find_handle(predictor);
+    check_there(path_of(path));
+    found.replace(std::make_shared<Predictor>(found->request_for(path_of(path)), found->parallel()));
+  });
+}
+
+destseg_status destseg_warm_up(destseg_predictor *predictor) noexcept {
+  return guarded([&] { find_handle(predictor)->warm_up(); });
+}
+
+destseg_status destseg_get_times(destseg_predictor *predictor, destseg_times *times) noexcept {
+  return guarded([&] {
+    if (times == nullptr) throw argument_error("times: null. Pass where they go.");
+    Answers<destseg_times>(times, "times").put(0, find_handle(predictor)->times());
   });
 }
 
@@ -249,8 +202,63 @@ destseg_status destseg_infer(destseg_predictor *predictor, const destseg_frame *
                              int32_t count, destseg_result *results, float *maps,
                              size_t maps_floats) noexcept {
   return guarded([&] {
-    find_handle(predictor)->infer(frames, count, results, maps, maps_floats);
+    const auto found = find_handle(predictor);
+    const std::vector<destseg_frame> known = known_frames(frames, count);
+    if (results == nullptr) throw argument_error("results: null. Pass room for one per frame.");
+    const Answers<destseg_result> answers(results, "results");
+    std::vector<destseg_result> judged(known.size());
+    found->infer(known.data(), count, judged.data(), maps, maps_floats);
+    for (std::size_t i = 0; i < judged.size(); ++i) answers.put(i, judged[i]);
   });
+}
+
+destseg_status destseg_submit(destseg_predictor *predictor, const destseg_frame *frames,
+                              int32_t count, int32_t timeout_ms, uint64_t *ticket) noexcept {
+  return guarded([&] {
+    if (ticket == nullptr) throw argument_error("ticket: null. Pass where its number goes.");
+    *ticket = 0;
+    const auto found = find_handle(predictor);
+    const std::vector<destseg_frame> known = known_frames(frames, count);
+    *ticket = found.queue().submit(found.shared(), known.data(), count, timeout_ms);
+  });
+}
+
+destseg_status destseg_wait(destseg_predictor *predictor, uint64_t ticket, int32_t timeout_ms,
+                            int32_t count, destseg_result *results, float *maps,
+                            size_t maps_floats) noexcept {
+  return guarded([&] {
+    const auto found = find_handle(predictor);
+    if (results == nullptr) throw argument_error("results: null. Pass room for one per frame.");
+    const Answers<destseg_result> answers(results, "results");
+    const auto fits = [&](std::size_t frames, std::size_t floats) {
+      if (count < 0 || static_cast<std::size_t>(count) != frames)
+        throw argument_error("count: " + std::to_string(count) + ", expected the " +
+                             std::to_string(frames) + " of the ticket.");
+      if (maps != nullptr && maps_floats < floats)
+        throw argument_error("maps: room for " + std::to_string(maps_floats) +
+                             " floats, expected " + std::to_string(floats) + ".");
+    };
+    const auto done = found.queue().collect(ticket, timeout_ms, fits);
+    for (std::size_t i = 0; i < done->results.size(); ++i) answers.put(i, done->results[i]);
+    if (maps != nullptr) std::copy(done->maps.begin(), done->maps.end(), maps);
+  });
+}
+
+destseg_status destseg_crop(const destseg_frame *frame, int32_t x, int32_t y, int32_t width,
+                            int32_t height, destseg_frame *part) noexcept {
+  return guarded([&] {
+    if (part == nullptr) throw argument_error("part: null. Pass where the view goes.");
+    const destseg_frame known = known_frames(frame, 1).front();
+    destseg_frame view = cropped(known, x, y, width, height);
+    view.struct_size = sizeof view;
+    *part = view;
+  });
+}
+
+destseg_status destseg_map_at_frame(destseg_predictor *predictor, const float *map, int32_t height,
+                                    int32_t width, float *target, size_t target_floats) noexcept {
+  return guarded(
+      [&] { find_handle(predictor)->map_at_frame(map, height, width, target, target_floats); });
 }
 
 destseg_status destseg_judge(destseg_predictor *predictor, float score,
@@ -262,6 +270,31 @@ destseg_status destseg_judge(destseg_predictor *predictor, float score,
       throw spec_error(found->spec().artifact.file +
                        ": no threshold set yet. Set one from normal images: destseg-threshold "
                        "ARTIFACT --normal FOLDER");
-    *result = found->judge(score);
+    if (!is_answer(score))
+      throw argument_error("score: " + std::to_string(score) +
+                           ", expected a number from 0 to 1. Pass a score of destseg_infer.");
+    Answers<destseg_result>(result, "result").put(0, found->judge(score));
+  });
+}
+
+destseg_status destseg_defects(destseg_predictor *predictor, const float *map, int32_t height,
+                               int32_t width, double threshold, destseg_defect *defects,
+                               int32_t defects_room, destseg_point *points, int32_t points_room,
+                               int32_t *count, int32_t *point_count) noexcept {
+  return guarded([&] {
+    if (count == nullptr) throw argument_error("count: null. Pass where it goes.");
+    *count = 0;
+    if (point_count != nullptr) *point_count = 0;
+    check_room("defects", defects, defects_room);
+    check_room("points", points, points_room);
+    const Defects found = find_handle(predictor)->defects(map, height, width, threshold);
+    if (defects_room > 0) {
+      const Answers<destseg_defect> answers(defects, "defects");
+      for (std::size_t i = 0; i < first_of(found.regions, defects_room); ++i)
+        answers.put(i, found.regions[i]);
+    }
+    std::copy_n(found.points.begin(), first_of(found.points, points_room), points);
+    *count = static_cast<std::int32_t>(found.regions.size());
+    if (point_count != nullptr) *point_count = static_cast<std::int32_t>(found.points.size());
   });
 }

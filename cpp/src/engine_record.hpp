@@ -1,5 +1,5 @@
-// What a spec says of an engine, and whether the engine fits the machine at hand. The C++ twin of
-// destseg_deploy/runtime/engine_record.py.
+// Whether an engine fits the machine at hand, by the record in its spec. The C++ twin of
+// destseg_deploy/runtime/trt/record.py.
 #pragma once
 
 #include <string>

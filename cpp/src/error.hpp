@@ -21,5 +21,6 @@ inline Error backend_error(const std::string &message) { return {DESTSEG_ERROR_B
 inline Error argument_error(const std::string &message) {
   return {DESTSEG_ERROR_ARGUMENT, message};
 }
+inline Error timeout_error(const std::string &message) { return {DESTSEG_ERROR_TIMEOUT, message}; }
 
 }  // namespace destseg_core

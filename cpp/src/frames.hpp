@@ -1,4 +1,4 @@
-// Frames of the caller: checked as the Python Predictor checks them, brought to the input's size.
+// Frames of the caller: checked as in Python's Predictor, and resized to the input's size.
 #pragma once
 
 #include "destseg.h"
@@ -17,6 +17,8 @@ class FrameFitter {
   void fit(const destseg_frame &frame, std::uint8_t *target);
 
  private:
+  void unpack(const destseg_frame &frame);
+
   const Spec &spec_;
   WeightCache &cache_;
   Pixels first_, second_;

@@ -3,14 +3,19 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <limits>
+#include <locale>
+#include <sstream>
 #include <unordered_map>
+
+#include "text.hpp"
 
 namespace destseg_core {
 namespace {
 
 constexpr int kMaxDepth = 200;
-constexpr std::size_t kMaxDigits = 4300;  // of an integer; sys.int_info.default_max_str_digits
+constexpr std::size_t kMaxDigits = 4300;  // of a whole number
 
 bool is_digit(char32_t c) { return c >= U'0' && c <= U'9'; }
 
@@ -21,7 +26,7 @@ int hex_digit(char32_t c) {
   return -1;
 }
 
-// The exponent of a number's text, 0 without one; saturates, as it only has to decide a side.
+// The exponent in a number's text, 0 without one; limited to 1e18, which is enough for its sign.
 double exponent_of(std::string_view digits) {
   std::size_t at = digits.find_first_of("eE");
   if (at == std::string_view::npos) return 0;
@@ -33,7 +38,8 @@ double exponent_of(std::string_view digits) {
   return sign == '-' ? -size : size;
 }
 
-// What lies beyond a double: infinity above, zero below, told by the first digit's place.
+// The value of a number that no double can hold: infinity or zero. The place of its first digit other
+// than 0 decides, since from_chars says only that the number is out of range.
 double out_of_range(std::string_view digits) {
   const bool negative = digits.front() == '-';
   if (negative) digits.remove_prefix(1);
@@ -46,24 +52,37 @@ double out_of_range(std::string_view digits) {
   return negative ? -value : value;
 }
 
+// What a number's digits mean. The standard libraries of GCC 10 and LLVM 14 read whole numbers only.
+#if (defined(__cpp_lib_to_chars) || defined(_MSC_VER)) && !defined(DESTSEG_NO_FROM_CHARS)
 double to_double(const std::string &digits) {
   double value = 0;
   const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), value);
   return result.ec == std::errc::result_out_of_range ? out_of_range(digits) : value;
 }
+#else
+double to_double(const std::string &digits) {
+  std::istringstream stream(digits);
+  stream.imbue(std::locale::classic());  // a point, in every country
+  double value = 0;
+  if (stream >> value) return value;
+  // libc++ calls numbers below the smallest normal one a failure, too, and gives their value.
+  const bool subnormal = value != 0 && std::fabs(value) < std::numeric_limits<double>::min();
+  return subnormal ? value : out_of_range(digits);
+}
+#endif
 
-// Positions count characters, as in Python's messages.
+// Positions count characters from 0, lines and columns from 1.
 class Parser {
  public:
   explicit Parser(const std::u32string &text) : text_(text) {}
 
   Json document() {
     if (!text_.empty() && text_[0] == 0xfeff)
-      fail("Unexpected UTF-8 BOM (decode using utf-8-sig)", 0);
+      fail("unexpected byte order mark", 0);
     skip_space();
     Json value = parse_value(0);
     skip_space();
-    if (at_ < text_.size()) fail("Extra data", at_);
+    if (at_ < text_.size()) fail("expected the end of the file", at_);
     return value;
   }
 
@@ -111,12 +130,14 @@ class Parser {
     if (take(U"null")) return true;
     value.kind = Json::Kind::boolean;
     if ((value.boolean = take(U"true")) || take(U"false")) return true;
+    // Python's json reads these three, too; a spec's checks refuse them by name.
     value.kind = Json::Kind::number;
     value.number = std::numeric_limits<double>::quiet_NaN();
-    if (take(U"NaN")) return true;
+    if (take(U"NaN")) return value.text = "NaN", true;
     value.number = std::numeric_limits<double>::infinity();
-    if (take(U"Infinity")) return true;
+    if (take(U"Infinity")) return value.text = "Infinity", true;
     value.number = -value.number;
+    value.text = "-Infinity";
     return take(U"-Infinity");
   }
 
@@ -126,7 +147,7 @@ class Parser {
     if (is(U'0')) {
       ++at_;
     } else {
-      if (!digit_at(at_)) fail("Expecting value", start);
+      if (!digit_at(at_)) fail("expected a value", start);
       skip_digits();
     }
     const std::size_t whole = at_;
@@ -136,7 +157,9 @@ class Parser {
                              text_.begin() + static_cast<std::ptrdiff_t>(at_));
     value.kind = at_ == whole ? Json::Kind::integer : Json::Kind::number;
     value.number = to_double(digits);
-    if (value.kind == Json::Kind::integer) take_integer(value, digits);
+    value.text = digits;
+    if (value.kind == Json::Kind::integer && digits.size() > kMaxDigits + (digits[0] == '-'))
+      throw JsonError("a whole number has more than " + std::to_string(kMaxDigits) + " digits");
   }
 
   bool digit_at(std::size_t at) const { return at < text_.size() && is_digit(text_[at]); }
@@ -154,15 +177,6 @@ class Parser {
     skip_digits();
   }
 
-  static void take_integer(Json &value, const std::string &digits) {
-    const std::size_t count = digits.size() - (digits[0] == '-' ? 1 : 0);
-    if (count > kMaxDigits)
-      throw JsonError("Exceeds the limit (4300 digits) for integer string conversion: value has " +
-                      std::to_string(count) +
-                      " digits; use sys.set_int_max_str_digits() to increase the limit");
-    value.text = digits == "-0" ? "0" : digits;
-  }
-
   void parse_array(Json &value, int depth) {
     value.kind = Json::Kind::array;
     ++at_;
@@ -175,7 +189,7 @@ class Parser {
       value.items.push_back(parse_value(depth + 1));
       skip_space();
       if (is(U']')) break;
-      if (!is(U',')) fail("Expecting ',' delimiter", at_);
+      if (!is(U',')) fail("expected ','", at_);
       ++at_;
       skip_space();
     }
@@ -188,10 +202,10 @@ class Parser {
     ++at_;
     skip_space();
     while (!is(U'}') || !value.entries.empty()) {
-      if (!is(U'"')) fail("Expecting property name enclosed in double quotes", at_);
+      if (!is(U'"')) fail("expected a name in double quotes", at_);
       std::string name = parse_string();
       skip_space();
-      if (!is(U':')) fail("Expecting ':' delimiter", at_);
+      if (!is(U':')) fail("expected ':'", at_);
       ++at_;
       skip_space();
       Json item = parse_value(depth + 1);
@@ -202,7 +216,7 @@ class Parser {
         value.entries[place->second].second = std::move(item);
       skip_space();
       if (is(U'}')) break;
-      if (!is(U',')) fail("Expecting ',' delimiter", at_);
+      if (!is(U',')) fail("expected ','", at_);
       ++at_;
       skip_space();
     }
@@ -213,14 +227,14 @@ class Parser {
     const std::size_t start = at_++;
     std::string value;
     while (true) {
-      if (at_ >= text_.size()) fail("Unterminated string starting at", start);
+      if (at_ >= text_.size()) fail("text without closing quotes", start);
       const char32_t c = text_[at_];
       if (c == U'"') break;
       if (c == U'\\') {
         append_utf8(value, parse_escape(start));
         continue;
       }
-      if (c < 0x20) fail("Invalid control character at", at_);
+      if (c < 0x20) fail("unescaped control character", at_);
       append_utf8(value, c);
       ++at_;
     }
@@ -230,35 +244,36 @@ class Parser {
 
   char32_t parse_escape(std::size_t start) {
     const std::size_t backslash = at_++;
-    if (at_ >= text_.size()) fail("Unterminated string starting at", start);
+    if (at_ >= text_.size()) fail("text without closing quotes", start);
     const char32_t c = text_[at_++];
     if (c == U'u') return parse_unicode();
     constexpr std::u32string_view kNames = U"\"\\/bfnrt", kValues = U"\"\\/\b\f\n\r\t";
     const std::size_t found = kNames.find(c);
-    if (found == std::u32string_view::npos) fail("Invalid \\escape", backslash);
+    if (found == std::u32string_view::npos) fail("invalid escape", backslash);
     return kValues[found];
   }
 
   char32_t parse_unicode() {
     const char32_t first = parse_hex();
-    const bool high = first >= 0xd800 && first < 0xdc00;
-    if (!high || at_ + 6 >= text_.size() || text_[at_] != U'\\' || text_[at_ + 1] != U'u')
-      return first;
+    if (first < 0xd800 || first >= 0xe000) return first;
+    // UTF-8 cannot hold one half of a surrogate pair, so U+FFFD stands for it.
+    if (first >= 0xdc00 || at_ + 6 >= text_.size() || text_[at_] != U'\\' || text_[at_ + 1] != U'u')
+      return 0xfffd;
     const std::size_t second_at = at_;
     at_ += 2;
     const char32_t second = parse_hex();
     if (second >= 0xdc00 && second < 0xe000)
       return 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
-    at_ = second_at;  // no pair; the second stands for itself
-    return first;
+    at_ = second_at;  // not a pair; the second is a character of its own
+    return 0xfffd;
   }
 
   char32_t parse_hex() {
-    if (at_ + 4 >= text_.size()) fail("Invalid \\uXXXX escape", at_ - 1);
+    if (at_ + 4 >= text_.size()) fail("invalid \\uXXXX escape", at_ - 1);
     char32_t value = 0;
     for (std::size_t i = 0; i < 4; ++i) {
       const int digit = hex_digit(text_[at_ + i]);
-      if (digit < 0) fail("Invalid \\uXXXX escape", at_ - 1);
+      if (digit < 0) fail("invalid \\uXXXX escape", at_ - 1);
       value = value * 16 + static_cast<char32_t>(digit);
     }
     at_ += 4;
@@ -269,7 +284,61 @@ class Parser {
   std::size_t at_ = 0;
 };
 
+// Control characters are escaped, those of two bytes (U+0080 to U+009F), too: a terminal obeys them.
+void append_text(std::string &shown, std::string_view text) {
+  shown += '"';
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    auto code = static_cast<unsigned char>(text[i]);
+    const auto next = i + 1 < text.size() ? static_cast<unsigned char>(text[i + 1]) : 0;
+    const bool two = code == 0xc2 && next >= 0x80 && next < 0xa0;
+    if (two) code = static_cast<unsigned char>(next), ++i;
+    char escape[8];
+    std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(code));
+    if (two || code < 0x20 || code == 0x7f)
+      shown += escape;
+    else
+      (shown += code == '"' || code == '\\' ? "\\" : "") += text[i];
+  }
+  shown += '"';
+}
+
+// Stops when there is enough to show: a damaged file may nest or repeat at will.
+void append_json(std::string &shown, const Json &value) {
+  if (shown.size() > kShown) return;
+  const char *separator = "";
+  switch (value.kind) {
+    case Json::Kind::null: shown += "null"; return;
+    case Json::Kind::boolean: shown += value.boolean ? "true" : "false"; return;
+    case Json::Kind::integer:
+    case Json::Kind::number: shown += value.text; return;
+    case Json::Kind::string: append_text(shown, value.text); return;
+    case Json::Kind::array:
+      shown += '[';
+      for (const Json &item : value.items) {
+        shown += std::exchange(separator, ", ");
+        append_json(shown, item);
+      }
+      shown += ']';
+      return;
+    case Json::Kind::object:
+      shown += '{';
+      for (const auto &[name, item] : value.entries) {
+        shown += std::exchange(separator, ", ");
+        append_text(shown, name);
+        shown += ": ";
+        append_json(shown, item);
+      }
+      shown += '}';
+  }
+}
+
 }  // namespace
+
+std::string show(const Json &value) {
+  std::string shown;
+  append_json(shown, value);
+  return shown.size() <= kShown ? shown : beginning(shown, kShown) + "...";
+}
 
 const Json *Json::find(std::string_view name) const {
   for (const auto &entry : entries)

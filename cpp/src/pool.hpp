@@ -1,4 +1,4 @@
-// Things that one thread uses at a time, made on demand up to a limit and then shared.
+// Objects that one thread uses at a time, made on demand up to a limit and then shared.
 #pragma once
 
 #include <condition_variable>
@@ -14,7 +14,7 @@ class Pool {
  public:
   Pool(int limit, std::function<std::unique_ptr<T>()> make) : limit_(limit), make_(std::move(make)) {}
 
-  // Borrows one; waits when all are out. Gives it back when it goes.
+  // Borrows an object, waiting while all are borrowed; gives it back when it is destroyed.
   class Lease {
    public:
     explicit Lease(Pool &pool) : pool_(pool), item_(pool.take()) {}
@@ -38,7 +38,7 @@ class Pool {
       idle_.pop_back();
       return item;
     }
-    idle_.reserve(static_cast<std::size_t>(made_) + 1);  // so that giving back cannot fail
+    idle_.reserve(static_cast<std::size_t>(made_) + 1);  // so that give_back() needs no memory
     ++made_;
     lock.unlock();
     try {

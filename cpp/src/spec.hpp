@@ -1,5 +1,6 @@
-// ModelSpec: the contract written as .json beside every artifact. The C++ twin of
-// destseg_deploy/spec.py, with its strictness and its words.
+// The contract written as .json beside every artifact, formats 1 and 2. The C++ twin of
+// destseg_deploy/spec, and as strict; of format 1 it checks only what it uses. What a newer
+// exporter adds under "extra" is ignored.
 #pragma once
 
 #include <cstddef>
@@ -7,16 +8,23 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "json.hpp"
 
 namespace destseg_core {
 
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 constexpr std::size_t kMaxJsonBytes = std::size_t{4} << 20;
-// Limits that the Python reader does not have: here sizes become buffers.
+// Sizes become buffers, so that a file must not ask for more than these; as in Python.
 constexpr std::int64_t kMaxSide = 65536;
+constexpr std::int64_t kMaxNetworkSide = 4096;
+constexpr std::int64_t kNetworkStep = 32;
 constexpr std::int64_t kMaxBatch = 65536;
+constexpr std::int64_t kMaxConvolutions = 65536;
+constexpr std::int64_t kMaxImages = 2147483647;
+constexpr double kMaxScale = 4;
+constexpr std::int64_t kMaxTiles = 4096;
 constexpr std::int64_t kMaxCallBytes = std::int64_t{1} << 33;
 
 struct Size {
@@ -47,26 +55,43 @@ struct FileRecord {
   std::string file, sha256;
 };
 
+// What decides where an engine runs; see EngineRecord in Python.
+struct EngineRecord {
+  std::string builder, version;
+  std::optional<std::string> gpu;  // none for an engine that was built ahead of time
+  std::vector<std::string> targets;
+};
+
 struct Spec {
   std::string kind, category, precision;
   Size input, network, map;
+  Size working;  // of the map that the score is taken from: blended from tiles, or the network's
   Batch batch;
   std::string input_name, map_name, score_name;
   int top_k = 0;
   FileRecord artifact;
   std::optional<Threshold> threshold;
+  std::optional<EngineRecord> engine;  // only an engine has it
   Json json;          // all of it
   std::string text;   // the file
 
-  // Frames of any size are taken: the resize is done here and not in the graph.
-  bool any_size() const { return input == network; }
+  // Whether frames of any size are taken: then the resize is done here and not in the graph.
+  bool any_size() const {
+    return input == network && !is_given("tiling") && !is_given("region");
+  }
+
+ private:
+  bool is_given(const char *name) const {
+    const Json *entry = json.find(name);
+    return entry != nullptr && entry->kind != Json::Kind::null;
+  }
 };
 
 // Read a spec. Throws Error (spec); `where` is what to call it, usually the file.
 Spec spec_from_json(const std::string &text, const std::string &where);
-// Read the spec beside an artifact: the same name, suffix .json.
+// Read the spec beside an artifact: the same name, suffix .json (.engine.json for an engine).
 Spec read_spec(const std::filesystem::path &artifact);
-// Make sure that a spec describes that very file. Throws Error (spec).
+// Make sure that a spec describes that very file and nothing beside it. Throws Error (spec).
 void check_artifact(const Spec &spec, const std::filesystem::path &artifact);
 
 }  // namespace destseg_core

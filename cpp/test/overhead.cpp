@@ -47,18 +47,26 @@ void check(destseg_status status) {
 
 int measure(const char *path, const char *backend, int calls, int threads) {
   const destseg_core::Spec spec = destseg_core::read_spec(path);
-  const auto bare = destseg_core::open_backend({path, backend, "cpu", threads, "fp32"}, spec);
+  destseg_core::Request request;
+  request.path = path, request.backend = backend, request.device = "cpu";
+  request.threads = threads, request.precision = "fp32";
+  const auto bare = destseg_core::open_backend(request, spec);
   const auto lane = bare->open_lane();
-  const destseg_options options{sizeof options, threads, 1, 0, backend, "cpu", nullptr};
+  destseg_options options{};
+  options.struct_size = sizeof options, options.threads = threads, options.parallel = 1;
+  options.backend = backend, options.device = "cpu";
   destseg_predictor *predictor = nullptr;
   check(destseg_open(path, &options, &predictor));
 
   std::vector<std::uint8_t> pixels(spec.input.pixels() * 3);
   for (std::size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<std::uint8_t>(i * 7 % 251);
-  const destseg_frame frame{pixels.data(), 0, spec.input.height, spec.input.width, DESTSEG_RGB8, 0};
+  destseg_frame frame{};
+  frame.struct_size = sizeof frame, frame.format = DESTSEG_RGB8, frame.pixels = pixels.data();
+  frame.height = spec.input.height, frame.width = spec.input.width;
   std::memcpy(lane->images(1), pixels.data(), pixels.size());
   std::vector<float> map(spec.map.pixels());
   destseg_result result{};
+  result.struct_size = sizeof result;
 
   const auto run_bare = [&] { lane->run(1); };
   const auto run_abi = [&] {

@@ -2,7 +2,7 @@
 //
 //     destseg_stress threads ARTIFACT ROUNDS    several threads on one handle, and on many; handles
 //                                               closed under running calls
-//     destseg_stress memory ARTIFACT ROUNDS     that many inferences; prints the resident memory
+//     destseg_stress memory ARTIFACT ROUNDS     that many inferences, every other by a ticket; prints the resident memory
 //                                               in KiB after a tenth of them and at the end
 //     destseg_stress hostile FOLDER             opens every .onnx and .engine in a folder, and
 //                                               uses what opens; what is refused has one line.
@@ -52,13 +52,17 @@ void fill(Case &test) {
     unsigned state = 12345u + static_cast<unsigned>(i);
     for (std::uint8_t &value : test.pixels.back())
       value = static_cast<std::uint8_t>((state = state * 1664525u + 1013904223u) >> 24);
-    test.frames.push_back({test.pixels.back().data(), 0, height, width, DESTSEG_RGB8, 0});
+    destseg_frame frame{};
+    frame.struct_size = sizeof frame, frame.format = DESTSEG_RGB8;
+    frame.pixels = test.pixels.back().data(), frame.height = height, frame.width = width;
+    test.frames.push_back(frame);
   }
 }
 
 bool infer(destseg_predictor *predictor, const Case &test, std::vector<destseg_result> &results,
            std::vector<float> &maps) {
   results.resize(kFrames);
+  results[0].struct_size = sizeof(destseg_result);
   maps.resize(static_cast<std::size_t>(kFrames) * static_cast<std::size_t>(test.info.map_height) *
               static_cast<std::size_t>(test.info.map_width));
   return destseg_infer(predictor, test.frames.data(), kFrames, results.data(), maps.data(),
@@ -102,10 +106,69 @@ void in_threads(int count, const Work &work) {
   for (std::thread &thread : threads) thread.join();
 }
 
+// Tickets of one frame each, several open at a time; the answers are those of the first call.
+void hand_over(destseg_predictor *predictor, const Case &test, int rounds) {
+  std::vector<float> map(test.maps.size() / kFrames);
+  destseg_result result{};
+  result.struct_size = sizeof result;
+  for (int i = 0; i < rounds; ++i) {
+    std::uint64_t open[kFrames] = {};
+    for (std::size_t k = 0; k < kFrames; ++k)
+      if (destseg_submit(predictor, &test.frames[k], 1, 60000, &open[k]) != DESTSEG_OK)
+        return complain("frames were not taken");
+    for (std::size_t k = kFrames; k-- > 0;) {
+      if (destseg_wait(predictor, open[k], 60000, 1, &result, map.data(), map.size()) != DESTSEG_OK)
+        return complain("a ticket failed");
+      if (!std::equal(map.begin(), map.end(), test.maps.begin() +
+                      static_cast<std::ptrdiff_t>(k * map.size())))
+        return complain("a map of a ticket changed");
+    }
+  }
+}
+
+// Handing over and collecting while the handle is closed: everybody is let go.
+void hand_over_until_closed(const char *path, int rounds) {
+  Case test;
+  if (!open(path, test)) return;
+  std::atomic<int> begun{0};
+  std::thread closer([&] {
+    while (begun < std::min(rounds, 8)) std::this_thread::yield();
+    destseg_close(test.predictor);
+  });
+  in_threads(4, [&] {
+    std::vector<float> map(test.maps.size() / kFrames);
+    destseg_result result{};
+    result.struct_size = sizeof result;
+    for (destseg_status status = DESTSEG_OK; status == DESTSEG_OK;) {
+      std::uint64_t ticket = 0;
+      status = destseg_submit(test.predictor, &test.frames[0], 1, -1, &ticket);
+      ++begun;
+      if (status == DESTSEG_OK)
+        status = destseg_wait(test.predictor, ticket, -1, 1, &result, map.data(), map.size());
+      if (status != DESTSEG_OK && status != DESTSEG_ERROR_BACKEND)
+        return complain("a ticket failed otherwise than by the closing");
+    }
+  });
+  closer.join();
+}
+
 int threads(const char *path, int rounds) {
   Case test;
   if (!open(path, test)) return 1;
+  std::thread reloader([&] {  // the same artifact anew, so that the answers stay what they are
+    for (int i = 0; i < rounds; ++i) {
+      if (destseg_reload(test.predictor, path) != DESTSEG_OK) return complain("a reload failed");
+      if (i % 8 == 0 && destseg_warm_up(test.predictor) != DESTSEG_OK)
+        return complain("a warm-up failed");
+    }
+  });
+  std::vector<std::thread> clerks;  // 2 x 5 tickets, of the 16 that may be open
+  for (int i = 0; i < 2; ++i)
+    clerks.emplace_back([&] { hand_over(test.predictor, test, rounds); });
   in_threads(4, [&] { repeat(test.predictor, test, rounds); });
+  for (std::thread &clerk : clerks) clerk.join();
+  reloader.join();
+  hand_over_until_closed(path, rounds);
   in_threads(4, [&] {  // a handle for each thread
     destseg_predictor *own = nullptr;
     if (open_chosen(path, &own) != DESTSEG_OK) return complain("a second open failed");
@@ -135,15 +198,26 @@ long resident_kib() {
   return value;
 }
 
+// Score a frame, at once or by a ticket.
+bool score(destseg_predictor *predictor, const destseg_frame &frame, bool by_ticket,
+           destseg_result &result, std::vector<float> &map) {
+  if (!by_ticket)
+    return destseg_infer(predictor, &frame, 1, &result, map.data(), map.size()) == DESTSEG_OK;
+  std::uint64_t ticket = 0;
+  return destseg_submit(predictor, &frame, 1, -1, &ticket) == DESTSEG_OK &&
+         destseg_wait(predictor, ticket, -1, 1, &result, map.data(), map.size()) == DESTSEG_OK;
+}
+
 int memory(const char *path, int rounds) {
   Case test;
   if (!open(path, test)) return 1;
   std::vector<float> map(test.maps.size());
   destseg_result result{};
+  result.struct_size = sizeof result;
   long early = 0;
   for (int i = 0; i < rounds; ++i) {
-    if (destseg_infer(test.predictor, &test.frames[static_cast<std::size_t>(i % kFrames)], 1,
-                      &result, map.data(), map.size()) != DESTSEG_OK)
+    const destseg_frame &frame = test.frames[static_cast<std::size_t>(i % kFrames)];
+    if (!score(test.predictor, frame, i % 2 == 1, result, map))
       return complain("an inference failed"), 1;
     if (i == rounds / 10) early = resident_kib();
   }

@@ -5,40 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from destseg_deploy.cli.console import OneLineErrors, progress, say
+from destseg_deploy.cli.data_options import Labelled, labelled_options
 from destseg_deploy.cli.options import (
     ARTIFACT,
-    DATA,
-    DEVICE,
     FOLDER,
-    OPENVINO_PRECISION,
-    THREADS,
     VERSION,
-    openvino_options,
+    bit_depth_option,
+    runtime_options,
 )
-from destseg_deploy.console import OneLineErrors, progress
 from destseg_deploy.errors import MetricError
-from destseg_deploy.predictor import load
+from destseg_deploy.loading import load
+from destseg_deploy.spec import is_number
 
 if TYPE_CHECKING:
-    from destseg_deploy.evaluation_report import Report
+    from destseg_deploy.evaluation.measured import Report
 
 
 def _known_ts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
     """Return the values of T, or refuse them as a usage error."""
-    from destseg_deploy.evaluation import check_ts
+    from destseg_deploy.evaluation.test_set import check_ts
 
     if value is None:
         return ()
-    try:
-        ts = tuple(int(part) for part in value.split(","))
-    except ValueError:
+    parts = [part.strip() for part in value.split(",")]
+    if not all(map(is_number, parts)):
         raise click.BadParameter(
             f"{value!r}: expected whole numbers with commas, such as 20,50,100,200."
-        ) from None
+        )
+    ts = tuple(map(int, parts))
     try:
         check_ts(ts)
     except MetricError as error:
@@ -48,10 +47,11 @@ def _known_ts(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 @click.command(cls=OneLineErrors)
 @ARTIFACT
-@click.option("--category", help="Folder below --data.  [default: the artifact's category]")
-@DATA
+@labelled_options
 @click.option(
-    "--output", type=FOLDER, help="Also write curves.png, worst.png and metrics.json there."
+    "--output",
+    type=FOLDER,
+    help="Also write report.html, curves.png, worst.png and metrics.json there.",
 )
 @click.option(
     "--sweep-t",
@@ -61,54 +61,76 @@ def _known_ts(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Also give the image AUROC when the T highest pixels make the score, counted at 256x256; "
     "20,50,100,200 for the paper's Table S1.",
 )
-@DEVICE
-@OPENVINO_PRECISION
-@THREADS
 @click.option("--batch-size", type=int, help="Images per call.  [default: the artifact's optimum]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@bit_depth_option
+@runtime_options
 @VERSION
 def evaluate(
     artifact: Path,
-    category: str | None,
-    data: Path,
+    labelled: Labelled,
     output: Path | None,
     ts: tuple[int, ...],
-    device: str | None,
-    openvino_precision: str | None,
-    threads: int,
     batch_size: int | None,
     as_json: bool,
+    **how: Any,
 ) -> None:
-    """Measure a checkpoint or exported model on a category's labelled test images.
+    """Measure a checkpoint or exported model on labelled images.
+
+    They are an MVTec AD category, a folder that holds a folder good and one for each kind of
+    defect, a CSV or JSON list (path,label,mask), or what --good and --ng name.
 
     Image AUROC and F1, and with ground-truth masks pixel AUROC, pixel AP, PRO and IAP. With
-    --output also their curves, the worst errors as pictures, and all numbers and scores as JSON.
-    """
-    from destseg_deploy.data.mvtec import find_category
-    from destseg_deploy.evaluation_report import evaluate_category
+    --output also their curves, the worst errors as pictures, all numbers and scores as JSON, and
+    the report of destseg-report. For a checkpoint, the metrics of its student-teacher map come as
+    well.
 
-    openvino = openvino_options(openvino_precision)
-    with load(artifact, device=device, threads=threads, openvino=openvino) as predictor:
-        folder = find_category(data, category or predictor.spec.category)
+    Images and masks are PNG, JPEG, BMP or TIFF. Those with an orientation tag or several pages are
+    refused.
+    """
+    from destseg_deploy.data.seen import seen_in_training
+    from destseg_deploy.evaluation.report import evaluate_category
+
+    with load(artifact, **how) as predictor:
+        data = labelled.open(predictor.spec.category)
         with progress("scoring") as advance:
             report = evaluate_category(
                 predictor,
                 artifact,
-                folder,
+                data,
                 ts=ts,
                 output=output,
                 batch_size=batch_size,
                 report=advance,
             )
+        seen = seen_in_training(predictor.spec.training, [s.image for s in report.test.samples])
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
         for line in _table(report):
-            click.echo(line)
+            say(line)
         for path in report.result.vanished:
-            click.echo(f"note: the mask of {path} has no pixel left at the map's size", err=True)
+            say(f"note: the mask of {path} has no pixel left at the map's size", err=True)
+    for remark in _remarks(report, seen):
+        say(f"note: {remark}", err=True)
     if output is not None:
-        click.echo(f"written to {output}", err=True)
+        say(f"written to {output}", err=True)
+
+
+def _remarks(report: Report, seen: list[Path]) -> Iterator[str]:
+    """Yield why the numbers may not be what they seem."""
+    result = report.result
+    if result.image_auroc < result.chance:
+        yield (
+            f"image AUROC {result.image_auroc:.2f} is near chance: guessing gives 0.5, and up to "
+            f"{result.chance:.2f} on {result.images} images. Train longer, with the ImageNet "
+            "teacher and photographs as --textures, and check the labels."
+        )
+    if seen:
+        yield (
+            f"{len(seen)} of {result.images} images were trained on, such as {seen[0]}; the "
+            "accuracy is too high. Measure on images that were not."
+        )
 
 
 def _table(report: Report) -> Iterator[str]:
@@ -118,6 +140,10 @@ def _table(report: Report) -> Iterator[str]:
     yield f"{report.artifact} on {report.folder}: {result.images} images, {bad} anomalous"
     for name, value in result.rows():
         yield f"  {name:<12} {value:.4f}"
+    if report.student_teacher is not None:
+        yield "  student-teacher map alone (DeST in the paper):"
+        for name, value in report.student_teacher.rows():
+            yield f"    {name:<12} {value:.4f}"
     if judged is not None and report.threshold is not None:
         yield (
             f"  at score > {report.threshold.score:.4f}: {judged.false_rejects} of {good} good "

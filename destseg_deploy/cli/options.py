@@ -1,37 +1,42 @@
-"""Options that several commands share, and what they print alike."""
+"""Options that several commands share; those of a dataclass are made from its fields."""
 
 from __future__ import annotations
 
-import re
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 import click
 
-from destseg_deploy.runtime.cpu_options import OpenVinoOptions
-from destseg_deploy.spec import Threshold
+from destseg_deploy import environment
+from destseg_deploy.cli.console import say
+from destseg_deploy.errors import BackendError, DestsegError
+from destseg_deploy.loading import FITS, choose_backend
+from destseg_deploy.options import BACKENDS, Device
+from destseg_deploy.spec import Threshold, is_number
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class NamedPath(click.Path):
+    """A path that is not empty; click reads an empty argument as the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or refuse it as a usage error."""
+        if isinstance(value, str) and not value.strip():
+            self.fail("an empty name; '.' is the current folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = NamedPath(path_type=Path, file_okay=False)
+FILE = NamedPath(path_type=Path, dir_okay=False)
 ARTIFACT = click.argument("artifact", type=FILE)
-VERSION = click.version_option(package_name="destseg-deploy")
+VERSION = click.version_option(environment.VERSION)
 DATA = click.option("--data", type=FOLDER, default="data", help="Folder that holds the categories.")
-DEVICE = click.option(
-    "--device",
-    metavar="cpu|openvino|cuda[:N]|tensorrt[:N]",
-    help="Where to run; openvino is a CPU, too, tensorrt is ONNX Runtime's.  [default: cpu; for an "
-    "engine, cuda]",
-)
 THREADS = click.option(
-    "--threads",
-    type=click.IntRange(0),
-    default=0,
-    help="CPU threads of ONNX Runtime or OpenVINO; 0: its choice.",
-)
-OPENVINO_PRECISION = click.option(
-    "--openvino-precision",
-    type=click.Choice(["fp32", "bf16"]),
-    help="What OpenVINO computes in; bf16 is faster where the CPU has it, and moves the scores.  "
-    "[default: fp32]",
+    "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: the back end's choice."
 )
 RATE = click.option(
     "--false-reject-rate",
@@ -41,9 +46,46 @@ RATE = click.option(
 )
 
 
+def bit_depth_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--bit-depth``; it counts for all 16-bit images that the command reads."""
+
+    @functools.wraps(command)
+    def run(*args: Any, bit_depth: str | None, **values: Any) -> Any:
+        from destseg_deploy.data.images import assume_bit_depth
+
+        with assume_bit_depth(None if bit_depth is None else int(bit_depth)):
+            return command(*args, **values)
+
+    return click.option(
+        "--bit-depth",
+        type=click.Choice(("8", "10", "12", "14", "16")),
+        help="Bits of the camera whose pixels are in 16-bit files.  [default: told from the "
+        "values; a file that does not tell is refused]",
+    )(run)
+
+
+PREFIXES = {
+    "onnxruntime": "ort",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "pytorch": "torch",
+    "server": "server",
+}
+"""Back end -> how the names of its options begin."""
+
+
+def read_device(ctx: click.Context, param: click.Parameter, value: str | None) -> Device | None:
+    """Return the device that a text names, or refuse it as a usage error."""
+    try:
+        return None if value is None else Device.parse(value)
+    except BackendError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def known_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Return the name of a device, or refuse it as a usage error."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+    """Return the name of a device of PyTorch, or refuse it as a usage error."""
+    device = None if value == "auto" else read_device(ctx, param, value)
+    if device is not None and device.kind == "gpu":
         raise click.BadParameter(f"{value!r}: expected auto, cpu, cuda or cuda:<index>.")
     return value
 
@@ -57,15 +99,210 @@ PLACE = click.option(
 )
 
 
-def openvino_options(precision: str | None) -> OpenVinoOptions | None:
-    """Return the options that ``--openvino-precision`` stands for; None leaves the defaults."""
-    return None if precision is None else OpenVinoOptions(precision=precision)
+class HeadedOption(click.Option):
+    """An option that ``-h`` lists under a heading of its own, after the command's."""
+
+    def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:
+        """Keep the heading."""
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
+def options_of(
+    kind: type, *, heading: str, prefix: str = "", skip: Sequence[str] = ()
+) -> Callable[[Command], Command]:
+    """Return a decorator that adds an option for each field of a dataclass.
+
+    A command gets None for what was not given; see ``given``.
+
+    Args:
+        kind: A dataclass whose fields were made with ``destseg_deploy.options.option``.
+        heading: Under which ``-h`` lists them.
+        prefix: What their names begin with, such as ``ort`` for ``--ort-arena``.
+        skip: Fields that get no option.
+    """
+    hints = get_type_hints(kind)
+
+    def add(command: Command) -> Command:
+        for one in reversed(fields(kind)):
+            if one.name not in skip:
+                command = _option(one, hints[one.name], prefix, heading)(command)
+        return command
+
+    return add
+
+
+def given(kind: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the fields of a dataclass that were given on the command line."""
+    named = {one.name: values.get(_destination(one, prefix)) for one in fields(kind)}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def given_flag(kind: type, values: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return the first option of a dataclass that was given, such as ``--ort-arena``, or None."""
+    named = given(kind, values, prefix)
+    return next((_flag(one, prefix) for one in fields(kind) if one.name in named), None)
+
+
+def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says how an artifact is run: back end, device, and the options of each back end.
+
+    The command takes an argument ``artifact``, and gets the keywords ``backend``, ``device`` and
+    ``options`` of ``destseg_deploy.load``.
+    """
+
+    @functools.wraps(command)
+    def run(artifact: Path, **values: Any) -> Any:
+        how = read_runtime_options(artifact, values)
+        names = {"threads"} | {
+            _destination(one, prefix)
+            for backend, prefix in PREFIXES.items()
+            for one in fields(FITS[backend].options)
+        }
+        rest = {name: value for name, value in values.items() if name not in names}
+        return command(artifact=artifact, **{**rest, **how})
+
+    added: Callable[..., Any] = run
+    for backend, prefix in reversed(PREFIXES.items()):
+        kind = FITS[backend].options
+        suffixes = ", ".join(FITS[backend].suffixes)
+        heading = f"Options of back end {backend} ({suffixes})"
+        added = options_of(kind, heading=heading, prefix=prefix, skip=("threads",))(added)
+    added = THREADS(added)
+    added = click.option(
+        "--device",
+        metavar="cpu|cuda[:N]|gpu[:N]",
+        callback=read_device,
+        help="Where to run: CPU, NVIDIA GPU, or Intel GPU with OpenVINO.  [default: cpu; for an "
+        "engine, cuda]",
+    )(added)
+    return click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        help="What runs it.  [default: by the file's suffix and the other options]",
+    )(added)
+
+
+def read_runtime_options(artifact: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of ``load`` that a command line stands for.
+
+    Args:
+        artifact: The file to run.
+        values: Parameters of a command with ``runtime_options``, by their names.
+
+    Raises:
+        click.UsageError: If an option is for another back end than the one that runs, or has a
+            value that its back end refuses.
+        BackendError: If file, back end and device do not fit together.
+    """
+    chosen = {name: given(FITS[name].options, values, PREFIXES[name]) for name in BACKENDS}
+    asked = [name for name in BACKENDS if chosen[name]]
+    device, backend = values["device"], values["backend"]
+    # Options of one back end choose it, as its dataclass does in Python; of two, one is wrong.
+    wanted = backend or (asked[0] if asked and _runs(asked[0], artifact) else None)
+    backend = choose_backend(artifact, wanted, device, None)
+    for name in asked:
+        if name != backend:
+            flag = given_flag(FITS[name].options, values, PREFIXES[name])
+            raise click.UsageError(
+                f"{flag} is for back end {name}, and {artifact.name} runs with {backend}. Drop it, "
+                f"or pass --backend {name} and a file that it runs."
+            )
+    kind, named = FITS[backend].options, chosen[backend]
+    if values["threads"]:
+        if all(one.name != "threads" for one in fields(kind)):
+            raise click.UsageError(
+                f"--threads is for this machine's CPU, and {backend} does not run on it. Drop it."
+            )
+        named["threads"] = values["threads"]
+    try:
+        return {"backend": backend, "device": device, "options": kind(**named)}
+    except DestsegError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def echo_threshold(result: Threshold | None, artifact: Path) -> None:
     """Print a threshold and its rule, or the command that sets one."""
     if result is None:
-        click.echo(f"threshold   none yet: destseg-threshold {artifact} --normal FOLDER")
+        say(f"threshold   none yet: destseg-threshold {artifact} --normal FOLDER")
         return
-    click.echo(f"threshold   score > {result.score:.6f}, contour at {result.pixel:.6f}")
-    click.echo(f"rule        {result.rule}")
+    say(f"threshold   score > {result.score:.6f}, outline above {result.pixel:.6f}")
+    say(f"rule        {result.rule}")
+
+
+def _runs(backend: str, artifact: Path) -> bool:
+    return artifact.suffix.lower() in FITS[backend].suffixes
+
+
+def _destination(one: Field[Any], prefix: str) -> str:
+    return f"{prefix}_{one.name}" if prefix else one.name
+
+
+def _flag(one: Field[Any], prefix: str) -> str:
+    return _flags(one, prefix)[0]
+
+
+def _flags(one: Field[Any], prefix: str) -> list[str]:
+    names = one.metadata["name"] or (one.name.replace("_", "-"),)
+    return [f"--{prefix}-{name}" if prefix else f"--{name}" for name in names]
+
+
+def _option(one: Field[Any], hint: Any, prefix: str, heading: str) -> Callable[[Command], Command]:
+    """Return the option of a field; its value is None where it was not given."""
+    said, flags = one.metadata, _flags(one, prefix)
+    usual = said["unset"]
+    if usual is None and not isinstance(one.default, bool):
+        usual = one.default
+    if one.default is True:
+        usual = "on"
+    details: dict[str, Any] = {"metavar": said["metavar"]}
+    if bool in (hint, *getattr(hint, "__args__", ())):
+        details = {"is_flag": True}
+        if one.default is not False:
+            flags[0] += f"/--no-{flags[0][2:]}"
+    elif said["choices"]:
+        details["type"] = click.Choice(said["choices"])
+    elif hint is Device:
+        details["callback"] = read_device
+    elif Path in getattr(hint, "__args__", ()):
+        details["type"] = FILE if said["metavar"] == "FILE" else FOLDER
+    elif getattr(hint, "__origin__", None) is tuple:
+        details["callback"] = _read_numbers if int in hint.__args__ else _read_texts
+    else:
+        details["type"] = _value_type(hint, said["least"])
+    return click.option(
+        *flags,
+        _destination(one, prefix),
+        cls=HeadedOption,
+        heading=heading,
+        default=None,
+        help=said["text"] + (f"  [default: {usual}]" if usual is not None else ""),
+        **details,
+    )
+
+
+def _value_type(hint: Any, least: int | None) -> Any:
+    """Return what click reads a field as: text, a number, or a whole number."""
+    kinds = (hint, *getattr(hint, "__args__", ()))
+    if str in kinds:
+        return str
+    if float in kinds:
+        return float if least is None else click.FloatRange(least)
+    return int if least is None else click.IntRange(least)
+
+
+def _read_texts(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    """Read texts with commas between them."""
+    return None if value is None else tuple(value.split(","))
+
+
+def _read_numbers(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Read numbers with commas between them."""
+    parts = [] if value is None else value.split(",")
+    if not all(is_number(part.strip()) for part in parts):
+        raise click.BadParameter(f"{value!r}: expected whole numbers, such as 2,3.")
+    return None if value is None else tuple(map(int, parts))

@@ -2,59 +2,118 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_deploy.cli.options import DATA, FOLDER, VERSION, echo_threshold
-from destseg_deploy.cli.training_options import (
-    SEEDS,
-    split_training_options,
-    training_options,
+from destseg_deploy.cli.console import OneLineErrors, progress, say
+from destseg_deploy.cli.data_options import DATASET
+from destseg_deploy.cli.options import DATA, FOLDER, VERSION, bit_depth_option, echo_threshold
+from destseg_deploy.cli.training_options import SEEDS, split_training_options, training_options
+
+if TYPE_CHECKING:
+    from destseg_deploy.data.datasets import DataSet
+
+ESSENTIAL = (
+    "output",
+    "name",
+    "preset",
+    "holdout",
+    "rotation",
+    "scale",
+    "textures",
+    "teacher_weights",
+    "device",
 )
-from destseg_deploy.console import OneLineErrors, progress
+"""The options that most people need; the help names the others."""
 
 
-@click.command(cls=OneLineErrors)
+@click.command(cls=OneLineErrors, essential=ESSENTIAL)
+@click.argument("sources", metavar="[FOLDER|LIST]...", nargs=-1, type=DATASET)
+@click.option("--output", type=FOLDER, default="artifacts", help="Folder for the checkpoints.")
+@click.option("--name", help="Name of the product and its checkpoint.  [default: the folder's]")
 @click.option(
     "--category",
     "categories",
     multiple=True,
-    required=True,
     help="Folder below --data to train on; repeat it for several, or 'all'.",
 )
 @DATA
-@click.option("--output", type=FOLDER, default="artifacts", help="Folder for the checkpoints.")
 @SEEDS
+@bit_depth_option
 @training_options
 @VERSION
 def train(
-    categories: tuple[str, ...], data: Path, output: Path, seeds: tuple[int, ...], **options: Any
+    sources: tuple[Path, ...],
+    categories: tuple[str, ...],
+    data: Path,
+    output: Path,
+    name: str | None,
+    seeds: tuple[int, ...],
+    **options: Any,
 ) -> None:
-    """Train DeSTSeg on the normal images of a category.
+    """Train DeSTSeg on images of good parts.
 
-    Reads DATA/CATEGORY/train/good and writes OUTPUT/CATEGORY.safetensors with its .json, and the
-    loss of every step as CATEGORY-losses.csv. With several seeds the names end in -seed0, -seed1,
-    and so on. The same command after an interruption goes on where it stopped.
+    They are a folder, flat or nested; one that holds a folder good; an MVTec AD category, of which
+    train/good is read; or a CSV or JSON list (path,label,mask).
+
+    Writes OUTPUT/NAME.safetensors with its .json, and the loss of every step as NAME-losses.csv.
+    With several seeds the names end in -seed0, -seed1, and so on. After an interruption, the same
+    command continues where the training stopped.
+
+    Images and masks are PNG, JPEG, BMP or TIFF. Those with an orientation tag or several pages are
+    refused.
     """
-    from destseg_deploy.data.mvtec import find_categories
-    from destseg_deploy.training.jobs import list_jobs, open_bank, train_job
+    from destseg_deploy.training import run
 
-    recipe, how = split_training_options(options)
-    jobs = list_jobs(find_categories(data, categories), seeds, output)
-    bank = open_bank(how.pop("textures"), recipe, how["device"])
-    for job in jobs:
-        with progress(f"training {job.name}") as advance:
-            spec = train_job(
-                job,
-                recipe,
-                bank,
-                report=lambda p: advance(p.done, p.total, f"{p.phase} loss {p.loss:.4f}"),
-                notify=lambda text: click.echo(f"note: {text}", err=True),
-                **how,
+    recipe, how, textures = split_training_options(options)
+    chosen = _datasets(sources, categories, data, name)
+    plan = [
+        (one, seed, run.checkpoint_path(output, one.name, seed if len(seeds) > 1 else None))
+        for one in chosen
+        for seed in seeds
+    ]
+    run.refuse_shared([checkpoint for _, _, checkpoint in plan])
+    bank = run.open_bank(textures, recipe, how.device)
+    for one, seed, checkpoint in plan:
+        with progress(f"training {checkpoint.stem}") as advance:
+            spec = run.train(
+                one,
+                checkpoint,
+                replace(recipe, seed=seed),
+                how,
+                textures=bank,
+                report=lambda s: advance(s.done, s.total, f"{s.phase} loss {s.loss:.4f}"),
+                notify=lambda text: say(f"note: {text}", err=True),
             )
-        click.echo(f"checkpoint  {job.output}")
-        record = spec.training
-        click.echo(f"trained     {record['images']} images, {record['seconds']:.0f} s")
-        echo_threshold(spec.threshold, job.output)
+        say(f"checkpoint  {checkpoint}")
+        if (record := spec.training) is not None:
+            say(f"trained     {record.images} images, {record.seconds or 0:.0f} s")
+        echo_threshold(spec.threshold, checkpoint)
+
+
+def _datasets(
+    sources: tuple[Path, ...], categories: tuple[str, ...], data: Path, name: str | None
+) -> list[DataSet]:
+    """Return what the command line says to train on.
+
+    Raises:
+        click.UsageError: If it says nothing, or one name for several.
+        DataError: If a folder or list is not there, or cannot be read.
+    """
+    from destseg_deploy.data.datasets import open_dataset
+    from destseg_deploy.data.mvtec import find_categories
+
+    if not sources and not categories:
+        raise click.UsageError(
+            "Name a folder of good parts: destseg-train FOLDER (or --category NAME, below --data)."
+        )
+    below = find_categories(data, categories) if categories else []
+    chosen = [open_dataset(path) for path in (*sources, *below)]
+    if name is None:
+        return chosen
+    if len(chosen) > 1:
+        raise click.UsageError(f"--name {name}: one name for {len(chosen)} data sets. Drop it.")
+    return [replace(chosen[0], name=name)]

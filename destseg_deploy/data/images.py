@@ -1,151 +1,198 @@
-"""Reading image and mask files: png, jpg, bmp, tif; grey, RGB, RGBA, palette and 16-bit."""
+"""Image files as RGB pixels: 8 bits of grey, RGB, RGBA or palette, or 16 bits.
+
+A 16-bit file does not say how many bits its camera has. A 12-bit camera's brightest white is 4095
+there, which is nearly black on the scale of 16 bits, so the depth is stated (``--bit-depth``), or
+told from the values by this rule: a file with a value above 16,383, which no camera of 14 bits
+reaches, has 16 bits; so has one whose values are all multiples of 257, an 8-bit picture that was
+widened; and one that is all 0 is black at every depth. Any other file is refused: it may be a dark
+picture of 16 bits or a bright one of 14, 12 or 10, and only its owner knows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from glob import glob
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from destseg_deploy.data.resize import resize_plane
+from destseg_deploy.data.decoding import (
+    Pixels,
+    check_size,
+    decode,
+    guard_decoder,
+    open_content,
+    open_picture,
+    stated_depth,
+)
+from destseg_deploy.data.resize import remark_squeeze, resize_image
 from destseg_deploy.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits of a camera whose pixels are in a 16-bit file."""
+
+_ASSUMED: ContextVar[int | None] = ContextVar("bit depth", default=None)
 
 
-def is_image(path: Path) -> bool:
-    """Tell by its suffix whether a path is an image; hidden files are not."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the images directly in a folder, sorted by name.
-
-    Raises:
-        DataError: If the folder does not exist or holds no image.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder. Expected a folder of images.")
-    images = sorted(path for path in folder.iterdir() if is_image(path))
-    if not images:
-        raise DataError(
-            f"{folder}: no images in it. Expected files ending in {', '.join(SUFFIXES)}."
-        )
-    return images
-
-
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """Return the images that files, folders (at any depth) and globs name, without repeats.
+@contextmanager
+def assume_bit_depth(bit_depth: int | None) -> Iterator[None]:
+    """State the depth of all 16-bit files that are read within the block; None for unknown.
 
     Raises:
-        DataError: If one of them names no image.
+        DataError: If it is none of ``BIT_DEPTHS``.
     """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if is_image(p))
-        elif path.exists():
-            images = [path]
-        else:
-            images = sorted(p for p in map(Path, glob(pattern, recursive=True)) if is_image(p))
-        if not images:
-            raise DataError(
-                f"{pattern}: no images there. Expected a file, a folder or a quoted glob of "
-                f"{', '.join(SUFFIXES)}."
-            )
-        found.update(dict.fromkeys(images))
-    return list(found)
+    token = _ASSUMED.set(_known(bit_depth))
+    try:
+        yield
+    finally:
+        _ASSUMED.reset(token)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def assumed_bit_depth() -> int | None:
+    """Return what ``assume_bit_depth`` says here; another thread does not see it."""
+    return _ASSUMED.get()
+
+
+def read_image(path: Path | str, bit_depth: int | None = None) -> NDArray[np.uint8]:
     """Read an image as RGB.
 
-    Grey is repeated over the three channels, alpha is dropped, and of 16-bit pixels the high byte
-    is kept. An orientation tag is ignored, as in training: a camera's frame is taken as it lies.
+    Grey is repeated over the three channels, and alpha is dropped. Of a 16-bit file's pixels the
+    highest 8 of their ``bit_depth`` bits are kept. Files with an orientation tag or with several
+    pages are refused: training, evaluation and a line's raw frames must see the same pixels.
+
+    Args:
+        path: PNG, JPEG, BMP or TIFF, whatever its suffix is.
+        bit_depth: Bits that a 16-bit file uses, one of ``BIT_DEPTHS``; what ``assume_bit_depth``
+            says unless given, else by the rule at the top of this file. 8-bit files need none.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        DataError: If the file is missing, damaged, or not an image.
+        DataError: If the file is missing, damaged, not an image, too large, or its values do not
+            tell what they mean.
     """
-    pixels = _decode(path)
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return np.ascontiguousarray(_to_bytes(pixels[:, :, :3], path))
+    path = Path(path)
+    with open_picture(path) as image:
+        return _read(image, path, bit_depth)
 
 
-def read_mask(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Read a defect mask and bring it to the size at which maps are evaluated.
-
-    It is resized with THE resize and cut at one half, as the reference does (methods.md 3.1.9).
-    Masks of 0 and 1 are understood like masks of 0 and 255.
+def read_content(content: bytes, name: str, *, most_pixels: int | None = None) -> NDArray[np.uint8]:
+    """Read the content of an image file by the rules of ``read_image``; no disk is touched.
 
     Args:
-        path: A grey image; 255 is defective, or 1 where no value is larger.
-        shape: Height and width of the image it belongs to.
-        size: Height and width wanted.
+        content: All bytes of the file.
+        name: What errors call it.
+        most_pixels: Height times width, at most; larger images are refused by their header. None
+            for what the memory limit allows.
 
     Returns:
-        bool (height, width).
+        uint8 (H, W, 3) RGB.
 
     Raises:
-        DataError: If it cannot be read, or is not as large as its image.
+        DataError: As ``read_image``, or if the image has more pixels.
     """
-    pixels = _decode(path)
-    plane = pixels if pixels.ndim == 2 else pixels[:, :, :3].max(axis=2)
-    if plane.max() > 255 or not np.issubdtype(plane.dtype, np.integer):
-        plane = _to_bytes(plane, path)
-    if plane.shape != shape:
-        raise DataError(
-            f"{path}: the mask is {plane.shape[1]}x{plane.shape[0]} pixels, its image "
-            f"{shape[1]}x{shape[0]}. Expected the same size; export the mask again."
-        )
-    top = np.float32(1 if plane.max() <= 1 else 255)
-    return resize_plane(plane.astype(np.float32) / top, size) >= 0.5
+    with open_content(content, name) as image:
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise DataError(
+                f"{name}: {image.width}x{image.height} pixels, expected at most "
+                f"{most_pixels / 1e6:g} million. Scale it down, or use destseg-predict."
+            )
+        return _read(image, name, None, content)
 
 
-def _decode(path: Path) -> NDArray[np.generic]:
-    """Return the file's pixels: (H, W) or (H, W, 3 or 4), of whatever integer type they have."""
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("L", "RGB", "RGBA") or image.mode.startswith(("I", "F")):
-                return np.asarray(image)
-            return np.asarray(image.convert("L" if image.mode in ("1", "LA") else "RGB"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Expected an image.") from None
-    except UnidentifiedImageError:
-        return _decode_with_opencv(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: the image cannot be read ({error}). Replace or remove the file."
-        ) from error
+def read_picture(image: Image.Image) -> NDArray[np.uint8]:
+    """Return a Pillow image as RGB by the rules of ``read_image``: uint8 (H, W, 3).
+
+    Raises:
+        DataError: As ``read_image``.
+    """
+    with guard_decoder("image"):
+        check_size(image, "image")
+        return _read(image, "image", None)
 
 
-def _decode_with_opencv(path: Path) -> NDArray[np.generic]:
-    """Decode what Pillow does not know, such as 16-bit colour TIFF."""
-    data = np.fromfile(path, dtype=np.uint8)
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except cv2.error:  # damaged headers fail its assertions
-        pixels = None
-    if pixels is None:
-        raise DataError(
-            f"{path}: not an image, or a damaged one ({data.size} bytes). Replace or remove it."
-        )
-    return pixels if pixels.ndim == 2 else pixels[:, :, [2, 1, 0]]
+def read_images(paths: Sequence[Path], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read images and resize each to ``size`` (height, width); uint8 (N, H, W, 3) RGB.
+
+    Warns once where an image has quite another aspect ratio than ``size``.
+
+    Raises:
+        DataError: As ``read_image``.
+    """
+    resized, squeezed = [], False
+    for path in paths:
+        image = read_image(path)
+        squeezed = squeezed or remark_squeeze(image.shape[:2], size)
+        resized.append(resize_image(image, size))
+    return np.stack(resized)
 
 
-def _to_bytes(pixels: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
+def image_shape(path: Path) -> tuple[int, int]:
+    """Return the height and width of an image file; only its header is read.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    with open_picture(path) as image:
+        return image.height, image.width
+
+
+def _read(
+    image: Image.Image, name: Path | str, bit_depth: int | None, content: bytes | None = None
+) -> NDArray[np.uint8]:
+    depth = stated_depth(image) or _known(bit_depth) or _ASSUMED.get()
+    pixels = _colours(decode(image, name, content))
+    return np.ascontiguousarray(_to_bytes(pixels, depth, name))
+
+
+def _colours(pixels: Pixels) -> Pixels:
+    """Drop alpha, and repeat grey over three channels."""
+    if pixels.ndim == 3 and pixels.shape[2] >= 3:
+        return pixels[:, :, :3]
+    grey: Any = pixels.reshape(*pixels.shape[:2], -1)[:, :, :1]
+    colours: Pixels = np.repeat(grey, 3, axis=2)
+    return colours
+
+
+def _to_bytes(pixels: Pixels, depth: int | None, name: Path | str) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)
-    if np.issubdtype(pixels.dtype, np.integer) and 0 <= pixels.min() and pixels.max() < 1 << 16:
-        return (pixels.astype(np.uint16) >> 8).astype(np.uint8)
+    largest = int(pixels.max())
+    if depth is None:
+        depth = _told_depth(pixels, largest, name)
+    if largest >= 1 << depth:
+        raise DataError(
+            f"{name}: its largest value is {largest}, expected at most {(1 << depth) - 1} with a "
+            f"bit depth of {depth}. State the camera's depth: --bit-depth {_least(largest)}."
+        )
+    return (pixels >> (depth - 8)).astype(np.uint8)
+
+
+def _told_depth(pixels: Pixels, largest: int, name: Path | str) -> int:
+    """Return 16 where the values tell it; see the top of this file."""
+    if largest == 0 or largest >= 1 << 14 or not (pixels % 257).any():
+        return 16
+    likely = _least(largest)
     raise DataError(
-        f"{path}: pixels are {pixels.dtype}, expected 8 or 16 bits per channel. Convert it."
+        f"{name}: a 16-bit file whose largest value is {largest}: pixels of a {likely}-bit camera, "
+        f"or a dark picture of 16 bits. State which: --bit-depth {likely} or --bit-depth 16; in "
+        f"Python read_image(path, bit_depth={likely})."
     )
+
+
+def _least(largest: int) -> int:
+    """Return the smallest depth that holds a value."""
+    return next(depth for depth in BIT_DEPTHS if largest < 1 << depth)
+
+
+def _known(bit_depth: int | None) -> int | None:
+    if bit_depth is not None and bit_depth not in BIT_DEPTHS:
+        raise DataError(
+            f"bit_depth {bit_depth!r}: expected one of {', '.join(map(str, BIT_DEPTHS))}."
+        )
+    return bit_depth

@@ -1,4 +1,4 @@
-"""THE resize: one kernel for training, evaluation, exported graph and GPU preprocessing.
+"""The one resize of training, evaluation, exported graph and GPU preprocessing.
 
 DeSTSeg trains on Pillow's BILINEAR, which is antialiased: a triangle as wide as the scale factor,
 its weights renormalised at the borders, first along the width, then along the height, rounded to
@@ -7,27 +7,36 @@ whole grey levels after each pass. Both passes are linear, so for known sizes
     Y = round(A_h · round(X · A_wᵀ))
 
 with two constant matrices. Here their entries are whole multiples of 2⁻¹⁶ and each row sums to
-exactly 1. Every partial sum is then a multiple of 2⁻¹⁶ below 2⁸, which float32 holds without
-rounding, in whatever order it adds: NumPy, PyTorch and ONNX Runtime give the same bits (tested on
-a CPU), and so must any back end that multiplies in float32. Against Pillow itself the result
-differs by at most one grey level. (TF32 and FP16 products are not exact.)
+exactly 1. Every partial sum is then a multiple of 2⁻¹⁶ below 2⁸, and float32 holds such a sum
+without rounding, for every order of the additions. So NumPy, PyTorch and ONNX Runtime give the same
+bits (tested on a CPU), and every back end that multiplies in float32 must give them, too. (TF32 and
+FP16 products are not exact.) The result differs from Pillow's by at most one grey level.
 """
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from destseg_deploy.errors import ShapeError
+from destseg_deploy.errors import DataWarning, ShapeError
 
 SCALE = 1 << 16
 """Denominator of the weights: 255 · 2¹⁶ < 2²⁴, the integers that float32 counts exactly."""
 
 PILLOW_SCALE = 1 << 22
+"""Denominator of Pillow's weights."""
+
+BAND = 1 << 20
+"""Pixels that are resized at a time."""
+
+SQUEEZE = 2.0
+"""Ratio of the two sides' scales up to which nothing is said."""
+
 NOISE = 1e-6
-"""In units of 2⁻¹⁶: above float64's own error in a weight, below a remainder that counts."""
+"""In units of 2⁻¹⁶: larger than float64's error in a weight, smaller than any true remainder."""
 
 
 def resize_matrix(source: int, target: int) -> NDArray[np.float32]:
@@ -58,11 +67,12 @@ def resize_matrix(source: int, target: int) -> NDArray[np.float32]:
 
 
 def _round_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to integers, keeping each row's integral sum: what Pillow rounds up goes up first.
+    """Round to integers and keep each row's sum, which is an integer.
 
-    Pillow rounds each weight to a multiple of 2⁻²², and a sum that lies exactly half way between
-    two grey levels then falls to the side of these errors. With errors of the same sign here, it
-    falls to the same side.
+    Some weights are rounded up and the others down. Those that Pillow rounds up most are rounded up
+    first: Pillow rounds each weight to a multiple of 2⁻²², and where a sum lies exactly half way
+    between two grey levels, these errors decide which level Pillow gives. Errors of the same sign
+    give the same level here.
     """
     floor = np.floor(rows + NOISE)
     missing = np.rint((rows - floor).sum(axis=1)).astype(int)
@@ -74,6 +84,25 @@ def _round_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(ranks < missing[:, None], floor + 1, floor)
 
 
+BLOCK = 128
+"""Pixels of the result that are computed at a time along an axis. Most weights of a row are 0; the
+columns in which a block of rows has others are few, and the product needs only these."""
+
+
+def _spread(planes: NDArray[np.float32], target: int) -> NDArray[np.float32]:
+    """Resize the last axis of float32 (..., source); blocks change no bit of exact sums."""
+    matrix = _cached_matrix(planes.shape[-1], target)
+    if target <= 2 * BLOCK:
+        return planes @ matrix.T
+    parts = []
+    for start in range(0, target, BLOCK):
+        rows = matrix[start : start + BLOCK]
+        used = np.flatnonzero(rows.any(axis=0))
+        low, high = used[0], used[-1] + 1
+        parts.append(planes[..., low:high] @ rows[:, low:high].T)
+    return np.concatenate(parts, axis=-1)
+
+
 @lru_cache(maxsize=32)
 def _cached_matrix(source: int, target: int) -> NDArray[np.float32]:
     matrix = resize_matrix(source, target)
@@ -82,14 +111,14 @@ def _cached_matrix(source: int, target: int) -> NDArray[np.float32]:
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize pixels with THE resize.
+    """Resize an image.
 
     Args:
         image: uint8 (H, W, 3), any size.
-        size: Height and width wanted.
+        size: Height and width of the result.
 
     Returns:
-        uint8 (height, width, 3); the same array when it has that size already.
+        uint8 (height, width, 3); the given array itself when it has that size already.
 
     Raises:
         ShapeError: If the image is not uint8 (H, W, 3).
@@ -101,14 +130,43 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
         )
     if image.shape[:2] == size:
         return image
-    planes = image.transpose(2, 0, 1).astype(np.float32)
-    rows = np.floor(planes @ _cached_matrix(image.shape[1], size[1]).T + np.float32(0.5))
-    columns = np.floor(_cached_matrix(image.shape[0], size[0]) @ rows + np.float32(0.5))
-    return np.ascontiguousarray(columns.astype(np.uint8).transpose(1, 2, 0))
+    # Width first, then height, each rounded half up to whole grey levels, as Pillow does it.
+    rows = np.empty((3, image.shape[0], size[1]), np.float32)
+    # Some rows at a time: a large image as float32 takes four times its memory.
+    step = max(1, BAND // image.shape[1])
+    for top in range(0, image.shape[0], step):
+        planes = image[top : top + step].transpose(2, 0, 1).astype(np.float32)
+        rows[:, top : top + step] = np.floor(_spread(planes, size[1]) + np.float32(0.5))
+    columns = np.floor(_spread(rows.transpose(0, 2, 1), size[0]) + np.float32(0.5))
+    return np.ascontiguousarray(columns.astype(np.uint8).transpose(2, 1, 0))
+
+
+def remark_squeeze(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Warn where a resize squeezes one side more than ``SQUEEZE`` times as much as the other.
+
+    Args:
+        shape: Height and width before.
+        size: Height and width after.
+
+    Returns:
+        Whether it warned.
+    """
+    ratio = shape[1] / shape[0] * size[0] / size[1]
+    squeeze = max(ratio, 1 / ratio)
+    if squeeze <= SQUEEZE:
+        return False
+    warnings.warn(
+        f"images of {shape[1]}x{shape[0]} pixels are resized to {size[1]}x{size[0]}: one side is "
+        f"squeezed {squeeze:.3g} times as much as the other, and small defects may vanish. Cut "
+        "such images into tiles that are nearly square.",
+        DataWarning,
+        stacklevel=1,
+    )
+    return True
 
 
 def resize_plane(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize one float plane (H, W) with the same weights and no rounding; used for masks."""
+    """Resize a float32 plane (H, W), such as a mask, with the same weights and without rounding."""
     if plane.shape == size:
         return plane
     resized = (

@@ -1,9 +1,9 @@
 """Synthetic anomalies: a texture blended into a normal image under a Perlin-noise mask.
 
-DeSTSeg learns from normal images alone; this is where its anomalies come from (methods.md 3.1.8).
-`draw` makes every random choice of a sample from one generator; what is done with the choices is
-arithmetic. Here it is done an image at a time, as the reference does; data/synthesis_torch.py does
-the same for a batch on the training device.
+DeSTSeg is trained on normal images only; its anomalies are made here (paper, section 3.1;
+rotations: supplement, section A). ``draw`` makes every random choice of a sample with one
+generator. ``synthesize`` applies the choices to one image, as the reference does;
+``training/synthesis_torch.py`` applies them to a batch on the training device.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 ROTATIONS = ("none", "slight", "full")
 """``slight``: uniform in ±5 degrees. ``full``: 0, 90, 180 or 270 degrees, plus slight."""
 
+SLIGHT = 5.0
+"""Largest slight turn, in degrees."""
+
 PAPER_ROTATIONS = {
     **dict.fromkeys(("capsule", "metal_nut", "pill", "toothbrush", "transistor"), "none"),
     **dict.fromkeys(("wood", "zipper", "cable"), "slight"),
@@ -25,9 +28,11 @@ PAPER_ROTATIONS = {
 """Rotation by MVTec AD category (supplement, section A)."""
 
 FILL = (114, 114, 114)
+"""Grey of the corners that a rotation uncovers, as in the reference."""
 MAX_BETA = 0.8
 NOISE_THRESHOLD = 0.5
 MAX_OCTAVE = 5
+"""The noise has up to 2⁵ = 32 cells along each side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +57,9 @@ class Anomaly:
     """A training sample.
 
     Attributes:
-        image: float32 (H, W, 3) in [0, 255]: the image with the anomaly in it.
-        clean: float32 (H, W, 3) in [0, 255]: the same without.
-        mask: bool (H, W): where they differ; may be empty.
+        image: float32 (H, W, 3) in [0, 255]: the image with the anomaly.
+        clean: float32 (H, W, 3) in [0, 255]: the same image without it.
+        mask: bool (H, W): the anomaly; may be empty.
     """
 
     image: NDArray[np.float32]
@@ -66,13 +71,13 @@ def draw(rng: np.random.Generator, rotation: str = "none") -> Draw:
     """Make a sample's random choices.
 
     Args:
-        rng: Source of every one of them.
+        rng: Generator of all choices.
         rotation: One of ``ROTATIONS``.
     """
     turn = 0.0
     if rotation != "none":
         quarters = int(rng.integers(4)) if rotation == "full" else 0
-        turn = 90 * quarters + rng.uniform(-5.0, 5.0)
+        turn = 90 * quarters + rng.uniform(-SLIGHT, SLIGHT)
     rows, columns = 2 ** rng.integers(0, MAX_OCTAVE + 1, size=2)
     angles = rng.uniform(0.0, 2 * np.pi, (rows + 1, columns + 1)).astype(np.float32)
     return Draw(turn, angles, rng.uniform(-90.0, 90.0), rng.uniform(0.0, MAX_BETA))
@@ -82,19 +87,41 @@ def synthesize(image: NDArray[np.uint8], texture: NDArray[np.uint8], choices: Dr
     """Make a training sample from a normal image and a texture.
 
     Args:
-        image: uint8 (H, W, 3).
-        texture: uint8 (H, W, 3), what the anomaly looks like.
+        image: uint8 (H, W, 3). A larger one is rotated and then cut to its middle; see
+            ``turn_margin``.
+        texture: uint8 (H, W, 3), the look of the anomaly.
         choices: The sample's random choices.
     """
-    clean = rotate(image.astype(np.float32), choices.turn)
+    clean = middle(rotate(image.astype(np.float32), choices.turn), texture.shape[0])
     mask = noise_mask(clean.shape[0], clean.shape[1], choices)
     beta = np.float32(choices.beta)
     blended = beta * clean + (1 - beta) * texture.astype(np.float32)
     return Anomaly(np.where(mask[:, :, None], blended, clean), clean, mask)
 
 
+def turn_margin(side: int, rotation: str) -> int:
+    """Return the pixels that a square image needs beyond each border to be turned without a gap.
+
+    Args:
+        side: Of the image that is left after the turn.
+        rotation: One of ``ROTATIONS``; quarter turns of a square need nothing.
+    """
+    if rotation == "none":
+        return 0
+    slight = np.deg2rad(SLIGHT)
+    # One pixel more, because OpenCV rounds positions to 1/32 pixel and blends two pixels.
+    return int(np.ceil((side - 1) / 2 * (np.cos(slight) + np.sin(slight) - 1))) + 1
+
+
+def middle(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return the middle of a square image (H, H, 3), or all of it where it has that side."""
+    margin = (image.shape[0] - side) // 2
+    return image[margin : margin + side, margin : margin + side] if margin > 0 else image
+
+
 def rotate(image: NDArray[np.float32], degrees: float) -> NDArray[np.float32]:
     """Rotate counter-clockwise about the centre; uncovered corners turn grey."""
+    # Without a rotation there is no interpolation, so that the sample has the image's pixels.
     return image if degrees == 0 else _turn(image, degrees, FILL)
 
 
@@ -105,7 +132,7 @@ def noise_mask(height: int, width: int, choices: Draw) -> NDArray[np.bool_]:
 
 
 def perlin(height: int, width: int, angles: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return Perlin gradient noise, scaled by sqrt(2), so that it fills about [-1, 1].
+    """Return Perlin gradient noise, scaled by sqrt(2) to about [-1, 1].
 
     Args:
         height: H.
@@ -137,6 +164,7 @@ def perlin(height: int, width: int, angles: NDArray[np.float32]) -> NDArray[np.f
 
 
 def _fade(t: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return Perlin's 6t⁵ - 15t⁴ + 10t³, which has no slope and no curvature at 0 and 1."""
     return t * t * t * (t * (t * 6 - 15) + 10)
 
 

@@ -1,7 +1,8 @@
-"""DeSTSeg: teacher, denoising student and segmentation network (CVPR 2023; methods.md 3.1).
+"""DeSTSeg's three networks: teacher, denoising student and segmentation network.
 
-Submodules carry the official checkpoints' names (``teacher_net``, ``student_net``,
-``segmentation_net``), so that an official state dict loads strictly.
+Source: Zhang et al., CVPR 2023, section 3. The submodules have the names of the official
+checkpoints (``teacher_net``, ``student_net``, ``segmentation_net``), so that an official state dict
+loads without renaming.
 """
 
 from __future__ import annotations
@@ -25,19 +26,18 @@ def upsample(x: Tensor, size: list[int] | torch.Size) -> Tensor:
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Scale each pixel's feature vector (N, C, H, W) to unit length: x / (|x| + 1e-12).
-
-    The norm's gradient is 0 at a vector of zeros, which a ReLU makes easily.
-    """
+    """Scale each pixel's feature vector (N, C, H, W) to unit length: x / (|x| + 1e-12)."""
+    # A ReLU often gives a vector of zeros. vector_norm has the gradient 0 there; a square root of
+    # the sum of squares would have NaN.
     norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x / (norm + 1e-12)
 
 
 class Teacher(nn.Module):
-    """A frozen ImageNet ResNet18 up to ``layer3``. Always in eval mode, never trained."""
+    """A frozen ImageNet ResNet18 up to ``layer3``. It is always in eval mode and never trained."""
 
     def __init__(self) -> None:
-        """Make a teacher with random weights; load real ones with ``models.weights``."""
+        """Make a teacher with random weights; ``models.weights.load_teacher`` loads real ones."""
         super().__init__()
         self.encoder = ResNet18(layers=3)
         init_residual(self.encoder, zero_last=False)
@@ -45,7 +45,7 @@ class Teacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stay in eval mode whatever is asked: the teacher's BatchNorm statistics are fixed."""
+        """Stay in eval mode for any ``mode``: the teacher's BatchNorm statistics are fixed."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -57,12 +57,12 @@ class Teacher(nn.Module):
 class Student(nn.Module):
     """A ResNet18 encoder and a mirrored decoder without skip connections.
 
-    The encoder's features are used for their sizes alone, so that the decoder meets the teacher's
-    whatever the image size.
+    The decoder takes only the sizes of the encoder's inner features, not their values. So its
+    outputs have the teacher's sizes for every image size.
     """
 
     def __init__(self) -> None:
-        """Make a student, initialised as the paper's."""
+        """Make a student with the reference's initial weights."""
         super().__init__()
         self.encoder = ResNet18(layers=4)
         self.decoder_layer4 = basic_layer(512, 512)
@@ -102,7 +102,7 @@ class ConvNormRelu(nn.Module):
 
 
 class GlobalMean(nn.Module):
-    """The mean over the plane, (N, C, 1, 1); exports as one node, unlike ``AdaptiveAvgPool2d``."""
+    """The mean over height and width. It exports as one node; ``AdaptiveAvgPool2d`` does not."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, 1, 1)."""
@@ -112,8 +112,8 @@ class GlobalMean(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: a pooled branch, then 3x3 convolutions of each dilation.
 
-    There is no plain 1x1 branch, and the pooled branch comes first in the concatenation: the order
-    is part of the checkpoint's meaning.
+    There is no plain 1x1 branch. The pooled branch comes first in the concatenation; official
+    checkpoints depend on this order.
     """
 
     def __init__(self, channels: int, dilations: tuple[int, ...] = (6, 12, 18)) -> None:
@@ -135,11 +135,12 @@ class ASPP(nn.Module):
 class SegmentationNet(nn.Module):
     """Residual blocks and an ASPP head over the negative feature products of all levels.
 
-    ``res`` and ``head`` are separate because the paper trains them at different learning rates.
+    ``res`` and ``head`` are separate because they have different learning rates (supplement,
+    section A).
     """
 
     def __init__(self, width: int = 256) -> None:
-        """Make the network; ``head`` keeps PyTorch's default initialisation, as the paper's."""
+        """Make the network; ``head`` keeps PyTorch's default initialisation, as the reference."""
         super().__init__()
         self.res = basic_layer(sum(LEVELS), width)
         self.head = nn.Sequential(
@@ -152,10 +153,16 @@ class SegmentationNet(nn.Module):
         )
         init_residual(self.res, zero_last=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map products (N, 448, H/4, W/4) to a segmentation in [0, 1] (N, 1, H/4, W/4)."""
-        logits = self.head[:-1](self.res(x))
-        return torch.sigmoid(logits.float())  # float: under autocast a half sigmoid ties near 1
+    def forward(self, x: Tensor, *, logits: bool = False) -> Tensor:
+        """Map products (N, 448, H/4, W/4) to a segmentation in [0, 1] (N, 1, H/4, W/4).
+
+        With ``logits``, the values before the last sigmoid are returned: the loss needs them. It is
+        an argument and not a method, because ``torch.compile`` compiles ``forward`` alone.
+        """
+        # head[-1], the official module list's Sigmoid, is replaced by one in float32: under
+        # autocast a half-precision sigmoid gives many pixels near 1 the same value.
+        found = self.head[:-1](self.res(x)).float()
+        return found if logits else torch.sigmoid(found)
 
 
 class DeSTSeg(nn.Module):
@@ -174,8 +181,8 @@ class DeSTSeg(nn.Module):
         """Return the unit-length features of teacher and student, three levels each.
 
         Args:
-            student_image: float (N, 3, H, W), ImageNet-normalised RGB; what the student sees.
-            teacher_image: What the teacher sees; the student's image unless given.
+            student_image: float (N, 3, H, W), ImageNet-normalised RGB: the student's input.
+            teacher_image: The teacher's input, of the same shape; ``student_image`` unless given.
         """
         if teacher_image is None:
             teacher_image = student_image
@@ -184,11 +191,13 @@ class DeSTSeg(nn.Module):
         student = [normalize(x.float()) for x in self.student_net(student_image)]
         return teacher, student
 
-    def segment(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
-        """Map unit-length features to a segmentation in [0, 1] (N, 1, H/4, W/4)."""
+    def segment(
+        self, teacher: list[Tensor], student: list[Tensor], *, logits: bool = False
+    ) -> Tensor:
+        """Map unit-length features to a segmentation in [0, 1], or its logits (N, 1, H/4, W/4)."""
         size = teacher[0].shape[-2:]
         products = [upsample(-t * s, size) for t, s in zip(teacher, student, strict=True)]
-        segmentation: Tensor = self.segmentation_net(torch.cat(products, dim=1))
+        segmentation: Tensor = self.segmentation_net(torch.cat(products, dim=1), logits=logits)
         return segmentation
 
     def forward(
@@ -196,13 +205,13 @@ class DeSTSeg(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the segmentation and the student-teacher map, both (N, 1, H/4, W/4).
 
-        At inference both networks see the test image, and the teacher runs once; the reference
-        runs it twice on the same pixels.
+        At inference both networks see the test image, so one pass of the teacher serves both
+        outputs. The reference runs the teacher twice on the same pixels.
 
         Args:
             student_image: float (N, 3, H, W), ImageNet-normalised RGB.
-            teacher_image: What the teacher sees for the student-teacher map; ``student_image``
-                unless given.
+            teacher_image: The teacher's input for the student-teacher map; ``student_image`` unless
+                given.
         """
         teacher, student = self.features(student_image)
         segmentation = self.segment(teacher, student)
@@ -217,7 +226,7 @@ def cosine_distances(teacher: list[Tensor], student: list[Tensor]) -> list[Tenso
 
 
 def dest_map(teacher: list[Tensor], student: list[Tensor]) -> Tensor:
-    """Return the student-teacher map: the product of the levels' distances at the first's size."""
+    """Return the student-teacher map: the product of all levels' distances, at the first's size."""
     distances = cosine_distances(teacher, student)
     size = distances[0].shape[-2:]
     product = distances[0]

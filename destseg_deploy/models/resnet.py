@@ -1,7 +1,7 @@
-"""ResNet18 without its classifier, with the key names torchvision and timm use.
+"""ResNet18 without its classifier, with the state dict names of torchvision and timm.
 
-Only what DeSTSeg needs: the stem, ``layer1`` to ``layer4``, and the residual block that its decoder
-and segmentation network are built from. Source: He et al., CVPR 2016, as laid out in torchvision's
+It has the stem, ``layer1`` to ``layer4``, and the residual block of which the student's decoder and
+the segmentation network consist. Source: He et al., CVPR 2016, in the form of torchvision's
 ``resnet18``.
 """
 
@@ -86,7 +86,7 @@ def init_residual(module: nn.Module, *, zero_last: bool) -> None:
         module: Initialised in place, all the way down.
         zero_last: Whether gamma of each block's second BatchNorm starts at 0, so that a block
             starts as its shortcut. True for the student's encoder, False for its decoder and for
-            the segmentation network (methods.md 3.1.2).
+            the segmentation network, as in the reference.
     """
     for child in module.modules():
         if isinstance(child, nn.Conv2d):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from destseg_deploy.errors import BackendError, ShapeError
+from destseg_deploy.data.defects import Defect, find_defects
+from destseg_deploy.errors import BackendError, ShapeError, SpecError
 from destseg_deploy.spec import ModelSpec
+
+ROUNDING = 1e-5
+"""How far outside of [0, 1] rounding may leave an answer: interpolation's weights in float32 sum
+to 1 within 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +26,35 @@ class Prediction:
     Attributes:
         anomaly_map: float32 (N, H, W), in [0, 1]; high where a defect is seen.
         score: float32 (N,), in [0, 1]; raw, to be judged by the spec's threshold.
+        frame_sizes: Height and width of each frame, where a ``Predictor`` took frames.
+        pixel_threshold: The spec's, where it has one and a ``Predictor`` made the prediction.
     """
 
     anomaly_map: NDArray[np.float32]
     score: NDArray[np.float32]
+    frame_sizes: tuple[tuple[int, int], ...] | None = None
+    pixel_threshold: float | None = None
+
+    def defects(self, threshold: float | None = None) -> list[list[Defect]]:
+        """Return the defects of each frame, in the frame's pixels, the greatest peak first.
+
+        Args:
+            threshold: The value above which a pixel is part of a defect; the spec's unless given.
+
+        Raises:
+            SpecError: If none is given and the spec has none yet.
+        """
+        cut = self.pixel_threshold if threshold is None else threshold
+        if cut is None:
+            raise SpecError(
+                "defects: no pixel threshold is set yet. Pass one, or set it from normal images: "
+                "destseg-threshold ARTIFACT --normal FOLDER"
+            )
+        sizes = self.frame_sizes or [self.anomaly_map.shape[1:]] * len(self.anomaly_map)
+        return [
+            find_defects(anomaly_map, (size[0], size[1]), cut)
+            for anomaly_map, size in zip(self.anomaly_map, sizes, strict=True)
+        ]
 
 
 class Runtime(Protocol):
@@ -43,6 +75,51 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Release everything; a second call does nothing."""
+
+
+class FramePipeline(Protocol):
+    """Takes frames as a camera gives them: resizes on the device, and overlaps copies with work."""
+
+    def stream(
+        self, batches: Iterable[Sequence[NDArray[np.uint8]]], *, source_maps: bool
+    ) -> Iterator[Prediction]:
+        """Score batches one after another, uploading the next while the current one is computed.
+
+        Args:
+            batches: Lists of uint8 (H, W, 3) RGB or (H, W) grey frames, at most
+                ``spec.input.batch.max`` each. One list more than has been answered is taken.
+            source_maps: Return each map at its frame's size instead of ``spec.map_size``.
+
+        Yields:
+            One prediction with N = 1 per frame, in order.
+
+        Raises:
+            BackendError: If the runtime is closed, its memory does not suffice or its device fails.
+        """
+
+
+@runtime_checkable
+class TakesFrames(Protocol):
+    """A runtime that may have a ``FramePipeline``; ``Predictor`` uses it in place of ``infer``."""
+
+    def open_frames(self) -> FramePipeline | None:
+        """Return the pipeline, which lives until the runtime is closed; None if it has none here.
+
+        Raises:
+            BackendError: If the runtime is closed.
+        """
+
+
+@runtime_checkable
+class HasStudentTeacherMap(Protocol):
+    """A runtime of a checkpoint, which has the networks and not only an exported graph."""
+
+    def student_teacher(self) -> Runtime:
+        """Return a runtime whose map is the student-teacher map, the paper's DeST, over 8.
+
+        Raises:
+            BackendError: If this runtime is closed.
+        """
 
 
 def check_images(images: NDArray[np.uint8], spec: ModelSpec) -> None:
@@ -82,11 +159,64 @@ def check_batch(count: int, spec: ModelSpec) -> None:
         )
 
 
-def check_open(resource: object | None, spec: ModelSpec) -> None:
-    """Refuse to work after ``close``.
+def check_prediction(prediction: Prediction, spec: ModelSpec, count: int) -> None:
+    """Refuse answers that are none; whoever takes them from a runtime calls this first.
+
+    Args:
+        prediction: What a runtime returned.
+        spec: Of its artifact.
+        count: Number of images that it was given.
 
     Raises:
-        BackendError: If ``resource`` is None, which is what ``close`` leaves.
+        BackendError: If a shape or type is not the spec's, or a value is not within [0, 1].
     """
+    maps = prediction.anomaly_map
+    for name, values, shape in (
+        ("anomaly map", maps, (count, *spec.map_size)),
+        ("score", prediction.score, (count,)),
+    ):
+        if values.shape != shape or values.dtype != np.float32:
+            raise BackendError(
+                f"{spec.artifact.file}: the runtime returned {name}s {values.dtype} "
+                f"{values.shape}, expected float32 {shape}. Export it again."
+            )
+        check_values(values, spec, name)
+
+
+def check_values(values: NDArray[np.float32], spec: ModelSpec, name: str) -> None:
+    """Refuse scores or maps that are not within [0, 1].
+
+    NaN > threshold is false, so a defect with such a score would be judged as a good part.
+
+    Raises:
+        BackendError: With the first such value.
+    """
+    # NaN is neither above nor below anything, so the comparison asks for what is right.
+    right = (values >= -ROUNDING) & (values <= 1 + ROUNDING)
+    if not right.all():
+        raise BackendError(
+            f"{spec.artifact.file}: the runtime returned the {name} {values[~right][0]}, expected "
+            "a number from 0 to 1. No verdict is made of it. Compare the artifact with its "
+            "checkpoint (destseg-bench agreement), or export it again with --precision fp32."
+        )
+
+
+def check_open(resource: object | None, spec: ModelSpec, process: int | None = None) -> None:
+    """Refuse to work after ``close``, and after a fork where the runtime does not survive it.
+
+    Args:
+        resource: What ``close`` sets to None.
+        spec: Of the artifact.
+        process: ``os.getpid()`` when the runtime was opened, for one whose threads or GPU stay in
+            that process: in a child it would wait for them for ever. None for any other.
+
+    Raises:
+        BackendError: If it is closed, or this is another process.
+    """
+    if process not in (None, os.getpid()):
+        raise BackendError(
+            f"{spec.artifact.file}: it was opened in process {process} and does not work after a "
+            "fork. Load it in the child, which multiprocessing must start with 'spawn'."
+        )
     if resource is None:
         raise BackendError(f"{spec.artifact.file}: the runtime is closed. Load the artifact again.")

@@ -1,21 +1,22 @@
-"""Whether a back end's INT8 kernels add up rightly on this CPU.
+"""Finds out whether a back end's INT8 kernels add without overflow on this CPU.
 
-x86 multiplies uint8 by int8 and adds pairs of products. Without VNNI (AVX512-VNNI, AVX-VNNI) the
-instruction for it, ``vpmaddubsw``, adds them in 16 bit and stops at 32767, while two products reach
-2 * 255 * 127 = 64770: large values come out up to half too small, and nothing says so. ONNX Runtime
-and OpenVINO both use it there. Neither tells which kernels it chose, so they are asked for a
-product whose answer is known; that holds on any system, and in virtual machines that hide features.
+An x86 CPU multiplies uint8 by int8 and adds pairs of products. A CPU without VNNI (AVX512-VNNI or
+AVX-VNNI) does this with ``vpmaddubsw``, which adds in 16 bit and stops at 32767. Two products reach
+2 * 255 * 127 = 64770, so a large sum comes out up to half too small, without an error. ONNX Runtime
+and OpenVINO both use this instruction there. Neither says which kernels it chose. So we let each
+multiply two matrices whose product we know. This works on every system, and in virtual machines
+that hide what their CPU can do.
 
-ONNX Runtime has exact kernels: with ``EXACT`` it makes int8 weights uint8, which costs a third of
-the speed or more, on CPUs with VNNI too; so it is set only where the product is wrong. OpenVINO has
-none; there, layers in INT8 are computed in float32 on the same rounded values.
+ONNX Runtime also has exact kernels. ``EXACT`` turns int8 weights into uint8. That costs a third of
+the speed or more, also on CPUs with VNNI, so we set it only where the product is wrong. OpenVINO
+has no exact kernels: there, INT8 layers are computed in float32 on the same rounded values.
 
-Two files, not one rewritten at load: ``destseg-export quantize`` writes ``u8``, uint8 activations,
-for CPUs and ``s8``, int8 with zero point 0, for TensorRT, which takes no other. One made from the
-other would have other scales, so the accuracy that was checked would not be the one that runs. A
-CPU answers to an ``s8`` file, too, but not as it should: of 11 quantised convolutions ONNX Runtime
-ran 2 in INT8, because it finds the clipping of a ReLU in uint8 alone, and OpenVINO moved a score of
-0.064 by 0.005 where ``u8`` moved it by 0.0003. So that is said when one is loaded.
+``destseg-export quantize`` writes two kinds of files: ``u8`` (uint8 activations) for CPUs, and
+``s8`` (int8 with zero point 0) for TensorRT, which takes nothing else. We do not convert one into
+the other at load: the scales would change, and with them the accuracy that was checked. A CPU also
+runs an ``s8`` file, but badly. ONNX Runtime ran 2 of 11 quantised convolutions in INT8, because it
+finds the clipping of a ReLU only in uint8. OpenVINO moved a score of 0.064 by 0.005, where ``u8``
+moved it by 0.0003. So loading such a file on a CPU logs a warning.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from typing import Any
 
 import numpy as np
 
-from destseg_deploy.runtime.ort_options import CPU
+from destseg_deploy.runtime.ort.providers import CPU
 from destseg_deploy.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
 EXACT = "session.x64quantprecision"
-"""ONNX Runtime's option for uint8 weights; known to all versions that this project takes."""
+"""ONNX Runtime's option for uint8 weights. All versions that this project supports have it."""
 
 AS_FLOAT = "LP_TRANSFORMS_MODE"
-"""OpenVINO's option that, with ``NO``, keeps a quantised graph in float32; its CPU's own, which the
-documentation does not list."""
+"""OpenVINO's option; ``NO`` keeps a quantised graph in float32. Only its CPU plugin has it, and the
+documentation does not list it."""
 
 TERMS = 64
 PRODUCT = TERMS * 255 * 127
-"""Sum of the largest products, far below int32's limit; saturating, it comes out as half of it."""
+"""Sum of the largest products, far below int32's limit. Kernels that stop at 16 bit give half."""
 
 
 def warn_of_scheme(spec: ModelSpec) -> None:
     """Say that an INT8 artifact was made for TensorRT when a CPU is about to run it."""
-    if spec.parity.get("scheme") == "s8":
+    if spec.quantization is not None and spec.quantization.scheme == "s8":
         logger.warning(
             "%s: quantised for TensorRT; a CPU runs few of its layers in INT8, or less accurately. "
             "Make one for CPUs: destseg-export quantize --for cpu",

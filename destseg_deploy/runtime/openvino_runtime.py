@@ -16,16 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
-from destseg_deploy.runtime.base import Prediction, check_images, check_open
-from destseg_deploy.runtime.cache_folder import make_cache_folder
+from destseg_deploy.memory import refuse_shortage
+from destseg_deploy.options import CPU, Device, OpenVinoOptions, check_device
+from destseg_deploy.runtime.base import Prediction, check_images, check_open, check_prediction
 from destseg_deploy.runtime.int8_kernels import AS_FLOAT, openvino_saturates, warn_of_scheme
+from destseg_deploy.runtime.offline import import_openvino
+from destseg_deploy.runtime.openvino_cache import Answer, CompiledModels, probe_images
 from destseg_deploy.spec import ModelSpec
+from destseg_deploy.text import is_encodable
 
 logger = logging.getLogger(__name__)
 
-DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
-HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 
 
 class OpenVinoRuntime:
@@ -44,61 +46,71 @@ class OpenVinoRuntime:
     def __init__(
         self,
         path: Path,
-        device: str = "cpu",
-        *,
-        threads: int = 0,
-        streams: int = 0,
-        hint: str = "latency",
-        precision: str = "fp32",
-        pinning: bool | None = None,
-        cache: Path | None = None,
+        device: Device = CPU,
+        options: OpenVinoOptions | None = None,
     ) -> None:
         """Open an artifact after checking it against its spec, and compile it.
 
         Args:
             path: The ``.onnx`` file; its spec lies beside it.
-            device: ``cpu``, or ``gpu`` for an Intel GPU.
-            threads: Threads of all streams together; 0 leaves the choice to OpenVINO.
-            streams: Calls that run at the same time, each on its share of the cores; 0 for what the
-                hint brings.
-            hint: ``latency`` or ``throughput``.
-            precision: ``fp32``, or ``bf16`` where the CPU computes in it: about twice as fast, with
-                differences of up to a few hundredths. Layers that the artifact holds in INT8 run in
-                INT8 either way.
-            pinning: Whether a CPU's threads stay on their cores; OpenVINO's choice unless given.
-            cache: Folder for compiled models, made if missing; the next start is faster. Each is
-                as large as the artifact, and is taken as it is found there, without a hash.
+            device: The CPU, or an Intel GPU.
+            options: See ``OpenVinoOptions``; defaults unless given.
 
         Raises:
             SpecError: If the spec is missing or was written for another file.
             BackendError: If OpenVINO, the device or the precision is not there, an option is out of
                 range, or OpenVINO refuses the file.
         """
-        _check_options(device, threads, streams, hint, precision)
+        options = options or OpenVinoOptions()
+        check_device(options, device)
         self.spec = ModelSpec.read(path)
         if not path.is_file():
             raise BackendError(
                 f"{path}: no such file. Run destseg-export --category NAME to make it."
             )
         self.spec.check_artifact(path)
-        self.precision = precision
+        self.precision = options.precision
         openvino = _import(path)
-        core = _open_core(openvino, DEVICES[device], precision)
+        core = _open_core(openvino, device, options.precision)
         config: dict[str, Any] = {
-            "PERFORMANCE_HINT": HINTS[hint],
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
-            **({"NUM_STREAMS": str(streams)} if streams else {}),
-            **({} if pinning is None else {"ENABLE_CPU_PINNING": pinning}),
-            **({} if device != "cpu" else _int8_config(openvino, core, self.spec)),
+            "PERFORMANCE_HINT": options.hint.upper(),
+            "INFERENCE_PRECISION_HINT": PRECISIONS[options.precision],
+            **({"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}),
+            **({"NUM_STREAMS": str(options.streams)} if options.streams else {}),
+            **({} if options.pinning is None else {"ENABLE_CPU_PINNING": options.pinning}),
+            **({} if device.kind != "cpu" else _int8_config(openvino, core, self.spec)),
         }
-        if cache is not None:
-            config["CACHE_DIR"] = _cache_folder(cache, self.spec)
-        compiled = _compile(core, path, DEVICES[device], config)
+        compiled = self._open(openvino, core, path, _name(device), config, options.cache)
+        _check_outputs(openvino, compiled, self.spec, path)
         self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free: queue.SimpleQueue[Any] | None = queue.SimpleQueue()
         for _ in range(self.requests):
             self._free.put(compiled.create_infer_request())
+
+    def _open(
+        self,
+        openvino: Any,
+        core: Any,
+        path: Path,
+        place: str,
+        config: dict[str, Any],
+        cache: Path | None,
+    ) -> Any:
+        """Return the model compiled for a device: from the cache where it is there and whole."""
+        if cache is None:
+            return _compile(core, path, place, config)
+        models = CompiledModels.of(cache, self.spec, self._known_answer)
+        version = openvino.get_version()
+        compiled = models.open(core, place, config, version)
+        if compiled is None:
+            compiled = _compile(core, path, place, config)
+            _check_outputs(openvino, compiled, self.spec, path)
+            models.keep(compiled, core, place, config, version)
+        return compiled
+
+    def _known_answer(self, compiled: Any) -> Answer:
+        found = self._run(compiled.create_infer_request(), probe_images(self.spec))
+        return Answer(float(found.score.mean()), float(found.anomaly_map.mean()))
 
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
         """Score images; see ``Runtime.infer``."""
@@ -106,60 +118,57 @@ class OpenVinoRuntime:
         check_open(free, self.spec)
         assert free is not None  # check_open raises otherwise
         check_images(images, self.spec)
-        output = self.spec.output
         request = free.get()
         try:
-            found = request.infer({self.spec.input.name: np.ascontiguousarray(images)})
-            return Prediction(found[output.map_name].copy(), found[output.score_name].copy())
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BackendError(f"{self.spec.artifact.file}: OpenVINO failed ({reason}).") from error
+            return self._run(request, images)
         finally:
             free.put(request)
+
+    def _run(self, request: Any, images: NDArray[np.uint8]) -> Prediction:
+        output = self.spec.output
+        try:
+            found = request.infer({self.spec.input.name: np.ascontiguousarray(images)})
+            answer = Prediction(found[output.map_name].copy(), found[output.score_name].copy())
+        except (RuntimeError, KeyError) as error:
+            refuse_shortage(error, self.spec.artifact.file)
+            reason = " ".join(str(error).split())[:200]
+            raise BackendError(f"{self.spec.artifact.file}: OpenVINO failed ({reason}).") from error
+        check_prediction(answer, self.spec, len(images))
+        return answer
 
     def close(self) -> None:
         """Release the compiled model and its requests."""
         self._free = None
 
 
-def _check_options(device: str, threads: int, streams: int, hint: str, precision: str) -> None:
-    choices = (
-        ("device", device, DEVICES),
-        ("hint", hint, HINTS),
-        ("precision", precision, PRECISIONS),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise BackendError(f"{name} {value!r}: expected {' or '.join(allowed)} for OpenVINO.")
-    for name, number in (("threads", threads), ("streams", streams)):
-        if number < 0:
-            raise BackendError(f"{name}: {number}, expected 0 or more.")
-
-
 def _import(path: Path) -> Any:
     try:
-        import openvino
+        return import_openvino()
     except ImportError as error:
         raise BackendError(
             f"{path}: OpenVINO is not installed. pip install 'destseg-deploy[openvino]', or open "
             "it with ONNX Runtime, device 'cpu'."
         ) from error
-    return openvino
 
 
-def _open_core(openvino: Any, device: str, precision: str) -> Any:
-    core = openvino.Core()
+def _open_core(openvino: Any, device: Device, precision: str) -> Any:
+    core, name = openvino.Core(), _name(device)
     there = core.available_devices
-    if not any(name.split(".")[0] == device for name in there):
+    if name not in there and f"{name}.0" not in there:  # several GPUs are GPU.0, GPU.1, ...
         raise BackendError(
-            f"device {device.lower()!r}: OpenVINO sees none, only {', '.join(there).lower()}. "
-            "Check the driver, or use 'cpu'."
+            f"device '{device}': OpenVINO does not see it, only {', '.join(there).lower()}. Check "
+            "the driver, or use 'cpu'."
         )
-    if precision == "bf16" and "BF16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in core.get_property(name, "OPTIMIZATION_CAPABILITIES"):
         raise BackendError(
             "precision 'bf16': this CPU does not compute in it. Use 'fp32', or an INT8 artifact."
         )
     return core
+
+
+def _name(device: Device) -> str:
+    """Return OpenVINO's name of a device: ``CPU``, ``GPU``, or ``GPU.1`` for the second one."""
+    return device.kind.upper() + (f".{device.index}" if device.index else "")
 
 
 def _int8_config(openvino: Any, core: Any, spec: ModelSpec) -> dict[str, Any]:
@@ -171,27 +180,41 @@ def _int8_config(openvino: Any, core: Any, spec: ModelSpec) -> dict[str, Any]:
         return {}
     logger.warning(
         "%s: this CPU has no VNNI, without which OpenVINO's INT8 sums stop at 16 bit; its INT8 "
-        "layers run in float32. Device 'cpu', ONNX Runtime, runs them in exact INT8.",
+        "layers run in float32. Back end onnxruntime runs them in exact INT8.",
         spec.artifact.file,
     )
     return {AS_FLOAT: "NO"}
 
 
-def _cache_folder(cache: Path, spec: ModelSpec) -> str:
-    """Make a folder of the artifact's own.
+def _check_outputs(openvino: Any, compiled: Any, spec: ModelSpec, path: Path) -> None:
+    """Refuse a model whose outputs are not those of its spec.
 
-    OpenVINO tells artifacts apart by name, size and time alone, and leaves the cache out without a
-    word where it cannot write.
+    Raises:
+        BackendError: If a name, a type or a shape is another.
     """
-    folder = cache / spec.artifact.sha256[:12]
-    make_cache_folder(folder, "compiled models")
-    return str(folder)
+    there = {name: one for one in compiled.outputs for name in one.get_names()}
+    for name, size in ((spec.output.map_name, spec.map_size), (spec.output.score_name, ())):
+        wanted = openvino.PartialShape([-1, *size])
+        if name not in there:
+            raise BackendError(
+                f"{path}: it has no output {name!r}, only {', '.join(sorted(there))}. Export it "
+                "again."
+            )
+        kind, shape = there[name].get_element_type(), there[name].get_partial_shape()
+        if kind != openvino.Type.f32 or not wanted.compatible(shape):
+            raise BackendError(
+                f"{path}: its output {name!r} is {kind.to_string()} {shape}, expected f32 "
+                f"{wanted}. Export it again."
+            )
 
 
 def _compile(core: Any, path: Path, device: str, config: dict[str, Any]) -> Any:
+    if not is_encodable(path):
+        raise BackendError(f"{path}: its name is not UTF-8, which OpenVINO needs. Rename it.")
     try:
         return core.compile_model(str(path), device, config)
     except RuntimeError as error:
+        refuse_shortage(error, str(path))
         reason = " ".join(str(error).split())[:200]
         raise BackendError(
             f"{path}: OpenVINO cannot open it ({reason}). Export it again."

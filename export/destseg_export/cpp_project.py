@@ -9,45 +9,60 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from destseg_deploy.atomic import staging
 from destseg_deploy.errors import ExportError
+from destseg_deploy.files import making, refuse_others, staging
+from destseg_deploy.locks import locked
 from destseg_deploy.spec import ModelSpec, spec_path
 
-SOURCE = Path(__file__).resolve().parents[2] / "cpp"
-"""The library's sources in a checkout; a wheel does not hold them."""
+PACKED = Path(__file__).resolve().with_name("cpp")
+"""The library's sources in an installed wheel."""
+
+SOURCE = PACKED if PACKED.is_dir() else Path(__file__).resolve().parents[2] / "cpp"
+"""The library's sources: beside this file, or in a checkout."""
 
 KINDS = (".onnx", ".engine")
 """Suffixes of the artifacts that the library opens."""
 
-LIBRARY = ("CMakeLists.txt", "README.md", "cmake", "include", "src")
-PROGRAMS = ("inspect.c", "inspect.cpp", "pnm.h")
+LIBRARY = ("CMakeLists.txt", "LICENSE", "README.md", "cmake", "csharp", "include", "src")
+READERS = ("image.h", "bmp.h", "png.h", "pnm.h", "stb_image.h")
+PROGRAMS = ("inspect.c", "inspect.cpp", "arguments.h", *READERS)
 
-CMAKE = """\
-# Made by destseg-export --with-cpp. cmake -S . -B build && cmake --build build
+EDITED = (*PROGRAMS, "CMakeLists.txt")
+"""Files that a user may change; existing ones stay."""
+
+MADE_BY = "# Made by destseg-export"
+
+CMAKE = f"""\
+{MADE_BY}: cmake -S . -B build && cmake --build build
 # Where the back ends are found, and what to set when they are not: destseg/README.md
 cmake_minimum_required(VERSION 3.18)
 project(inspection LANGUAGES C CXX)
 set(CMAKE_C_STANDARD 99)
 set(CMAKE_CXX_STANDARD 17)
 add_subdirectory(destseg)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${{CMAKE_BINARY_DIR}})
+set_target_properties(destseg PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${{CMAKE_BINARY_DIR}}) # a .dll
 
 add_executable(inspect_one inspect.c)
 target_link_libraries(inspect_one PRIVATE destseg::destseg)
 
 add_executable(inspect_folder inspect.cpp)
 target_link_libraries(inspect_folder PRIVATE destseg::destseg)
+if(MINGW)  # else it needs MinGW's own DLLs beside it
+  target_link_options(inspect_folder PRIVATE -static)
+endif()
 """
 
 README = """\
 # {category}, {precision}: inspection without Python
 
-    cmake -S . -B build && cmake --build build
-    build/inspect_one model/{file} FRAME.ppm MAP.pgm
+    cmake -S . -B build && cmake --build build --config Release
+    build/inspect_one model/{file} FRAME.png MAP.pgm
     build/inspect_folder model/{file} FOLDER
 
-`model/` holds the artifact and its spec, which belong together. `destseg/` is the library, its
-`README.md` says what to install or to set for ONNX Runtime, OpenVINO and TensorRT. `inspect.c` and
-`inspect.cpp` are where to begin your own program.
+`model/` holds the artifact and its spec, which belong together. `destseg/` is the library; it loads
+ONNX Runtime, OpenVINO or TensorRT when it runs, and its `README.md` says where it looks for them.
+`inspect.c` and `inspect.cpp` are where to begin your own program; `destseg/csharp/` is for C#.
 """
 
 
@@ -66,8 +81,9 @@ def write_cpp_project(artifact: Path, folder: Path, *, source: Path = SOURCE) ->
     Raises:
         SpecError: If the spec is missing or was written for another file.
         ExportError: If the library cannot open such a file, or its sources are not there.
+        OutputError: If a file of another project is there.
     """
-    if artifact.suffix not in KINDS:
+    if artifact.suffix.lower() not in KINDS:
         raise ExportError(
             f"{artifact}: the C++ library opens {' and '.join(KINDS)}. Export the checkpoint "
             "first: destseg-export --checkpoint FILE"
@@ -77,13 +93,25 @@ def write_cpp_project(artifact: Path, folder: Path, *, source: Path = SOURCE) ->
     missing = [name for name in LIBRARY if not (source / name).exists()]
     if missing:
         raise ExportError(
-            f"{source}: no {missing[0]}, so there are no C++ sources to copy. They are not part of "
-            "the wheel: run destseg-export from a checkout of destseg-deploy."
+            f"{source}: no {missing[0]}, so there are no C++ sources to copy. Install "
+            "destseg-deploy again, or run destseg-export from a checkout."
         )
-    with staging(folder) as staged:
+    refuse_others([folder / name for name in (*EDITED, "README.md")], _is_ours)
+    with making(folder), locked(folder / "project", folder), staging(folder) as staged:
         _fill(staged, artifact, spec, source)
+        for name in EDITED:  # a user begins with these; changes are not undone
+            if (folder / name).exists():
+                (staged / name).unlink()
         written = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
     return sorted(folder / path for path in written)
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file is of a project that this command wrote."""
+    try:
+        return path.with_name("CMakeLists.txt").read_text("utf-8").startswith(MADE_BY)
+    except (OSError, ValueError):
+        return False
 
 
 def _fill(folder: Path, artifact: Path, spec: ModelSpec, source: Path) -> None:
@@ -98,5 +126,5 @@ def _fill(folder: Path, artifact: Path, spec: ModelSpec, source: Path) -> None:
     for path in (artifact, spec_path(artifact)):
         shutil.copy(path, model / path.name)
     text = README.format(category=spec.category, precision=spec.precision, file=artifact.name)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     (folder / "CMakeLists.txt").write_text(CMAKE, encoding="utf-8")

@@ -8,36 +8,54 @@ that it loads and answers, and nothing about half.
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from destseg_deploy.atomic import staging
+from destseg_deploy.environment import VERSION
 from destseg_deploy.errors import ExportError
 from destseg_deploy.models.destseg import DeSTSeg
-from destseg_deploy.models.inference import InferenceGraph
+from destseg_deploy.models.half import fold_batch_norms
+from destseg_deploy.models.inference import served_graph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.predictor import Predictor
-from destseg_deploy.runtime.ort import OrtRuntime
-from destseg_deploy.runtime.pytorch import PyTorchRuntime
-from destseg_deploy.spec import BatchRange, FileRecord, InputSpec, ModelSpec, OutputSpec
-from destseg_export import half
-from destseg_export.epsilon import keep_epsilon
-from destseg_export.half import to_half
-from destseg_export.ranges import check_activations, measure_activations
-from destseg_export.rounding import open_graph
-from destseg_export.verify import Budget, check_parity, compare, verification_frames
+from destseg_deploy.runtime.ort.runtime import OrtRuntime
+from destseg_deploy.spec import (
+    BatchRange,
+    FileRecord,
+    InputSpec,
+    ModelSpec,
+    OutputSpec,
+    check_output,
+    settle_threshold,
+    writing,
+)
+from destseg_deploy.spec.contract import KEY, contract_of
+from destseg_export.cutting import Cut, remark_scale
+from destseg_export.frames import Frames, verification_frames
+from destseg_export.graph.epsilon import keep_epsilon
+from destseg_export.half import convert as half
+from destseg_export.half.convert import to_half
+from destseg_export.half.emulate import open_graph
+from destseg_export.half.ranges import check_activations, measure_activations
+from destseg_export.parity import (
+    BUDGETS,
+    Verification,
+    check_parity,
+    check_sight,
+    compare,
+    open_reference,
+)
 
 OPSETS = range(18, 24)
 """torch's exporter writes 18 when it is asked for less; few runtimes read newer ones than 23."""
@@ -49,18 +67,65 @@ RUN_BY_CPU = ("fp32", "fp16")
 """Precisions that ONNX Runtime's CPU provider runs; it has no bf16 convolution."""
 
 
+@dataclass(frozen=True)
+class OnnxOptions:
+    """Which graph is made of a checkpoint.
+
+    Attributes:
+        category: Name to record; the checkpoint's unless given.
+        input_size: Height and width of the camera's frames: their antialiased resize becomes part
+            of the graph. The checkpoint's unless given: the network's size, or with tiles or a
+            region that of its frames.
+        map_size: Height and width of the returned map; that of the map that the score is taken
+            from unless given: the network's size, or the scaled frame's with tiles.
+        batch: Images per call; one number thrice makes the batch static. 1 to 16 unless given,
+            with tiles 1, since the tiles of a frame are a batch already.
+        opset: ONNX opset, one of ``OPSETS``; the oldest that has the precision's operators unless
+            given: 18, for bf16 22.
+        precision: ``fp32``, ``fp16`` or ``bf16``, that of the convolutions; input and outputs are
+            the same for all. None for fp32, and for engines fp16.
+        cut: Tiles and region of the frames.
+    """
+
+    category: str | None = None
+    input_size: tuple[int, int] | None = None
+    map_size: tuple[int, int] | None = None
+    batch: BatchRange | None = None
+    opset: int | None = None
+    precision: str | None = None
+    cut: Cut = field(default_factory=Cut)
+
+    def __post_init__(self) -> None:
+        """Refuse what no graph can be made with.
+
+        Raises:
+            ExportError: If precision or opset is not among those supported.
+        """
+        if self.precision not in (None, *OLDEST_OPSETS):
+            raise ExportError(
+                f"precision {self.precision!r}: expected one of {', '.join(OLDEST_OPSETS)}."
+            )
+        check_opset(self.opset)
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuse an opset that is not supported; None stands for the oldest that will do.
+
+    Raises:
+        ExportError: If it is another.
+    """
+    if opset is not None and opset not in OPSETS:
+        raise ExportError(
+            f"opset {opset}: expected {OPSETS.start} to {OPSETS.stop - 1}; torch writes no older."
+        )
+
+
 def export_onnx(
     checkpoint: Path,
     output: Path,
     *,
-    category: str | None = None,
-    input_size: tuple[int, int] | None = None,
-    map_size: tuple[int, int] | None = None,
-    batch: BatchRange | None = None,
-    opset: int | None = None,
-    precision: str = "fp32",
-    verify_images: Sequence[Path] | None = None,
-    budget: Budget | None = None,
+    options: OnnxOptions | None = None,
+    verification: Verification | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelSpec:
     """Export a checkpoint to ONNX, compare it with PyTorch, and write it with its spec.
@@ -68,19 +133,8 @@ def export_onnx(
     Args:
         checkpoint: ``.safetensors`` with its spec, or an official ``.pckl``.
         output: The ``.onnx`` file to write. Nothing is written when anything fails.
-        category: Name to record; the checkpoint's unless given.
-        input_size: Height and width of the camera's frames: their antialiased resize becomes part
-            of the graph. The network's size unless given.
-        map_size: Height and width of the returned map; the network's size unless given.
-        batch: Images per call; one number thrice makes the batch static.
-        opset: ONNX opset, one of ``OPSETS``; the oldest that has the precision's operators unless
-            given: 18, for bf16 22.
-        precision: ``fp32``, ``fp16`` or ``bf16``, that of the convolutions; input and outputs are
-            the same for all. The largest activation is measured, and what half cannot hold
-            refused.
-        verify_images: Images to compare on; those of the training data, or rendered ones, unless
-            given.
-        budget: Largest differences allowed; ``verify.BUDGETS`` has the precision's unless given.
+        options: Which graph is made; defaults unless given.
+        verification: What it is compared on and how closely; defaults unless given.
         report: Called with a line for each stage.
 
     Returns:
@@ -91,43 +145,84 @@ def export_onnx(
         ExportError: If the graph cannot be made, or half cannot hold its values.
         ParityError: If its answers differ from PyTorch's beyond the budget.
     """
-    allowed = budget or Budget.of(precision)
+    chosen, verified = options or OnnxOptions(), verification or Verification()
+    precision = chosen.precision or "fp32"
+    allowed = verified.budget(precision)
+    check_output(output, ".onnx")
     model, trained = load_checkpoint(checkpoint)
-    spec = served_spec(trained, category, input_size, map_size, batch)
+    _check_category(checkpoint, trained, chosen.category)
+    spec = served_spec(trained, chosen)
+    spec.check(output.name)
+    remark_scale(trained, spec, report)
     report(f"tracing {checkpoint.name}")
-    proto = trace(model, spec, opset or OLDEST_OPSETS[precision])
-    proto, spec, notes = _converted(proto, spec, precision, report)
-    with staging(output.parent) as folder:
-        staged = folder / output.name
+    proto = trace(model, spec, chosen.opset or OLDEST_OPSETS[precision])
+    frames = verification_frames(verified.images, trained, spec.size, spec.tiles)
+    reference = open_reference(model, trained, spec)
+    if precision != "fp32":
+        _check_traced(proto, spec, reference, frames, output.name)
+    proto, spec = _converted(proto, spec, precision, report)
+    with writing(output, ".onnx") as staged:
         onnx.save_model(proto, staged)
         spec = replace(spec, artifact=FileRecord(output.name, FileRecord.of(staged).sha256))
         spec.write(staged)
-        frames, source = verification_frames(verify_images, trained, spec.size)
         if precision != "fp32":
-            notes |= _check_range(proto, spec, frames, report)
-        report(f"comparing with PyTorch on {len(frames)} {source}")
-        reference = Predictor(PyTorchRuntime(model, trained))
-        with _candidate(proto, staged, spec, frames) as candidate:
+            spec = _check_range(proto, spec, frames.images, report)
+        report(f"comparing with PyTorch on {len(frames.images)} {frames.source}")
+        with _candidate(proto, staged, spec, frames.images) as candidate:
             parity = compare(reference, candidate, frames)
+        check_sight(parity, output.name)
         check_parity(parity, allowed, output.name)
-        record = {"images": source, "budget": asdict(allowed), **parity.summary(), **notes}
-        spec = replace(spec, parity=record)
+        rounding = None if precision == "fp32" else f"emulated {precision}"
+        record = parity.record(output.name, frames.source, allowed, rounding)
+        spec = settle_threshold(replace(spec, parity=record), output, report)
         spec.write(staged)
     return spec
 
 
+def _check_traced(
+    proto: onnx.ModelProto,
+    spec: ModelSpec,
+    reference: Predictor,
+    frames: Frames,
+    name: str,
+) -> None:
+    """Refuse a wrong graph before it becomes half, whose rounding hides what float32's does not."""
+    with open_graph(proto, spec, emulated=False) as traced:
+        parity = compare(reference, traced, frames)
+    check_sight(parity, name)
+    check_parity(parity, BUDGETS["fp32"], f"{name} in fp32")
+
+
+def _check_category(checkpoint: Path, trained: ModelSpec, category: str | None) -> None:
+    """Refuse to export one category's weights under the name of another."""
+    # An official checkpoint under another name says nowhere what it was trained on.
+    known = checkpoint.suffix.lower() == ".safetensors" or checkpoint.stem.startswith(
+        "DeSTSeg_MVTec_"
+    )
+    if known and category not in (None, trained.category):
+        raise ExportError(
+            f"{checkpoint}: trained on {trained.category!r}, not on {category!r}. Leave out "
+            "--category, or pass the checkpoint of that category."
+        )
+
+
 def _converted(
     proto: onnx.ModelProto, spec: ModelSpec, precision: str, report: Callable[[str], None]
-) -> tuple[onnx.ModelProto, ModelSpec, dict[str, Any]]:
-    """Bring a traced graph to its precision; return notes on that for the spec."""
+) -> tuple[onnx.ModelProto, ModelSpec]:
+    """Bring a traced graph, and its spec, to the precision."""
     if precision == "fp32":
-        return proto, spec, {}
+        return proto, spec
     proto, made = to_half(proto, precision)
-    spec = replace(spec, precision=precision)
+    spec = replace(spec, precision=precision, half=made.record())
     _stamp_contract(proto, spec)
     for line in made.lines():
         report(line)
-    return proto, spec, {"rounding": f"emulated {precision}", **made.summary()}
+    if precision not in RUN_BY_CPU:
+        report(
+            f"{precision} runs on NVIDIA GPUs, as an .engine or in ONNX Runtime with --device "
+            "cuda; ONNX Runtime's CPU provider cannot open it"
+        )
+    return proto, spec
 
 
 def _check_range(
@@ -135,13 +230,16 @@ def _check_range(
     spec: ModelSpec,
     frames: Sequence[NDArray[np.uint8]],
     report: Callable[[str], None],
-) -> dict[str, Any]:
-    """Refuse activations that half cannot hold; return the largest for the spec."""
+) -> ModelSpec:
+    """Refuse activations that half cannot hold; return the spec with the largest one."""
     report(f"measuring the activations on {len(frames)} images")
-    activations = measure_activations(proto, spec, frames)
+    activations = measure_activations(proto, frames)
     check_activations(activations, spec.precision)
     name = max(activations, key=activations.__getitem__)
-    return {"largest_activation": {"tensor": name, "value": activations[name]}}
+    half = spec.half and replace(
+        spec.half, largest_tensor=name, largest_activation=activations[name]
+    )
+    return replace(spec, half=half)
 
 
 @contextmanager
@@ -160,30 +258,22 @@ def _candidate(
         yield emulated
 
 
-def trace(model: DeSTSeg, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+def trace(network: DeSTSeg, spec: ModelSpec, opset: int) -> onnx.ModelProto:
     """Turn a model into an FP32 ONNX graph with the spec's tensors, sizes and batch.
 
     Raises:
         ExportError: If the opset is not supported or torch cannot export the graph.
     """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"opset {opset}: expected {OPSETS.start} to {OPSETS.stop - 1}; torch writes no older."
-        )
-    graph = InferenceGraph(
-        model,
-        network_size=spec.network_size,
-        input_size=spec.size,
-        map_size=spec.map_size,
-        top_k=spec.output.top_k,
-    )
+    check_opset(opset)
+    served = served_graph(_with_shared_weights(network, spec), spec)
     batch = spec.input.batch
     fixed = batch.min == batch.max
+    # torch.export takes a size of 1 in the example for a constant, so a free batch shows it 2.
     example = torch.zeros((batch.max if fixed else 2, *spec.size, 3), dtype=torch.uint8)
     dimension = None if fixed else torch.export.Dim("batch", min=1, max=max(batch.max, 2))
     with _quiet():
         program = torch.onnx.export(
-            graph,
+            served,
             (example,),
             input_names=[spec.input.name],
             output_names=[spec.output.map_name, spec.output.score_name],
@@ -196,69 +286,79 @@ def trace(model: DeSTSeg, spec: ModelSpec, opset: int) -> onnx.ModelProto:
         raise ExportError(
             "torch.onnx.export returned nothing. Install a torch between 2.6 and 2.13."
         )
-    proto = program.model_proto
-    keep_epsilon(proto)
-    return _stamped(proto, spec, opset)
+    # Through the protobuf message, since older versions of torch have an IR of their own.
+    model = ir.from_proto(program.model_proto)
+    keep_epsilon(model)
+    return _stamped(model, spec, opset)
 
 
-def _stamped(proto: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+def _with_shared_weights(network: DeSTSeg, spec: ModelSpec) -> DeSTSeg:
+    """Return networks whose BatchNorms are folded, where the graph runs them several times.
+
+    torch folds a BatchNorm into the convolution before it only if no other node reads the weights.
+    """
+    if spec.tiling is None or spec.tiling.tile_batch is None:
+        return network
+    folded = copy.deepcopy(network).eval().requires_grad_(False)
+    fold_batch_norms(folded)
+    return folded
+
+
+def _stamped(model: ir.Model, spec: ModelSpec, opset: int) -> onnx.ModelProto:
     """Check what the exporter wrote and put the contract into the file's metadata."""
-    written = {entry.domain: entry.version for entry in proto.opset_import}
-    if written.get("") != opset:
+    written = model.opset_imports.get("")
+    if written != opset:
         raise ExportError(
-            f"opset {opset} was asked for and the exporter wrote {written.get('')}. Pass the "
-            "latter, or use another version of torch."
+            f"opset {opset} was asked for and the exporter wrote {written}. Pass the latter, or "
+            "use another version of torch."
         )
-    names = [value.name for value in (*proto.graph.input, *proto.graph.output)]
+    names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
     expected = [spec.input.name, spec.output.map_name, spec.output.score_name]
     if names != expected:
         raise ExportError(
             f"the exporter named the tensors {names}, expected {expected}. Change torch."
         )
-    _drop_traces(proto.graph)
+    for node in model.graph:
+        # Stack traces name files of this machine: the same model would give other bytes elsewhere.
+        node.metadata_props.pop(STACK_TRACE, None)
+    proto: onnx.ModelProto = ir.to_proto(model)
     proto.producer_name = "destseg-deploy"
-    proto.producer_version = version("destseg-deploy")
+    proto.producer_version = VERSION
     _stamp_contract(proto, spec)
     onnx.checker.check_model(proto)
     return proto
 
 
-def _drop_traces(graph: onnx.GraphProto) -> None:
-    """Delete what names files of the machine that exported: the same model gives the same bytes."""
-    for node in graph.node:
-        kept = [entry for entry in node.metadata_props if entry.key != STACK_TRACE]
-        del node.metadata_props[:]
-        node.metadata_props.extend(kept)
-
-
 def _stamp_contract(proto: onnx.ModelProto, spec: ModelSpec) -> None:
     """Write what cannot change later into the file itself."""
-    contract = {k: v for k, v in asdict(spec).items() if k in CONTRACT}
-    onnx.helper.set_model_props(proto, {"destseg": json.dumps(contract)})
+    onnx.helper.set_model_props(proto, {KEY: contract_of(spec.as_entries())})
 
 
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
 """Key under which the exporter leaves lines of source with their paths."""
 
-CONTRACT = ("format", "category", "precision", "input", "network", "output", "checkpoint")
-"""Entries of the spec that are also in the ONNX file's metadata: those that cannot change later."""
 
+def served_spec(trained: ModelSpec, options: OnnxOptions | None = None) -> ModelSpec:
+    """Return the spec of a graph to be made from a checkpoint.
 
-def served_spec(
-    trained: ModelSpec,
-    category: str | None = None,
-    input_size: tuple[int, int] | None = None,
-    map_size: tuple[int, int] | None = None,
-    batch: BatchRange | None = None,
-) -> ModelSpec:
-    """Return the spec of a graph to be made from a checkpoint; see ``export_onnx``."""
-    height, width = input_size or trained.network_size
-    map_height, map_width = map_size or trained.network_size
-    return replace(
+    Raises:
+        ExportError, SpecError: If its frames cannot be cut as the options say.
+    """
+    options = options or OnnxOptions()
+    frame = options.cut.frame(trained, options.input_size)
+    tiling = options.cut.tiling(trained)
+    batch = options.batch or (BatchRange(1, 1, 1) if tiling else BatchRange())
+    spec = replace(
         trained,
+        input=InputSpec(*frame, batch),
+        tiling=tiling,
+        region=options.cut.region_of(trained, frame),
+    )
+    map_height, map_width = options.map_size or spec.working_size
+    return replace(
+        spec,
         kind="onnx",
-        category=category or trained.category,
-        input=InputSpec(height, width, batch or BatchRange()),
+        category=options.category or trained.category,
         output=OutputSpec(map_height, map_width, trained.output.top_k),
         tools={**trained.tools, "torch": torch.__version__, "onnx": onnx.__version__},
     )

@@ -12,6 +12,7 @@ import pytest
 
 from destseg_deploy.spec import (
     BatchRange,
+    EngineRecord,
     FileRecord,
     InputSpec,
     ModelSpec,
@@ -24,32 +25,31 @@ from tests.cpp.library import (
     Library,
     build,
     configure,
+    name_libraries,
     need_tools,
-    onnxruntime_options,
-    openvino_options,
     run,
 )
 
-ENGINE = {
-    "key": "0",
-    "builder": "tensorrt",
-    "version": "11.4.0.106",
-    "gpu": "Fake GPU",
-    "targets": ["sm_90"],
-    "onnx": "tiny.onnx",
-    "onnx_sha256": "0",
-    "flags": [],
-    "convolutions": 2,
-    "half_convolutions": 1,
-    "precision_source": "engine",
-    "build_seconds": 1.0,
-}
+ENGINE = EngineRecord(
+    key="0",
+    builder="tensorrt",
+    version="11.4.0.106",
+    gpu="Fake GPU",
+    targets=("sm_90",),
+    onnx="tiny.onnx",
+    onnx_sha256="0",
+    flags=(),
+    convolutions=2,
+    half_convolutions=1,
+    precision_source="engine",
+    build_seconds=1.0,
+)
 """The record of an engine that fits the fake TensorRT and its GPU."""
 
 
 @pytest.fixture(scope="session")
 def prefix(tmp_path_factory) -> Path:
-    """The library, installed, with every back end that is here and the fake TensorRT.
+    """The library, installed, with every back end and the fake TensorRT.
 
     ``DESTSEG_CPP_BUILD`` names a folder to build in, which is then kept for the next time.
     """
@@ -58,13 +58,13 @@ def prefix(tmp_path_factory) -> Path:
     folder = Path(kept) if kept else tmp_path_factory.mktemp("cpp")
     installed = folder / "prefix"
     if not (folder / "build").is_dir():
-        options = [*openvino_options(), *onnxruntime_options(folder / "onnxruntime")]
         fake = "-DDESTSEG_FAKE_TENSORRT=ON"
         tools = "-DDESTSEG_BUILD_TOOLS=ON"
-        configure(folder / "build", *options, fake, tools, f"-DCMAKE_INSTALL_PREFIX={installed}")
+        configure(folder / "build", fake, tools, f"-DCMAKE_INSTALL_PREFIX={installed}")
     build(folder / "build")
     run("cmake", "--install", folder / "build")
     shutil.copy(folder / "build/test/destseg_stress", folder)
+    name_libraries(folder / "build/libdestseg_fake_tensorrt.so")
     return installed
 
 

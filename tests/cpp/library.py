@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from ctypes import (
     POINTER,
+    Array,
     Structure,
     byref,
     c_char_p,
@@ -18,17 +19,22 @@ from ctypes import (
     c_int64,
     c_size_t,
     c_uint32,
+    c_uint64,
     c_void_p,
 )
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from destseg_deploy.data.defects import Defect
+from destseg_deploy.data.pixel_formats import FrameFormat, layout_of
+
 ROOT = Path(__file__).resolve().parents[2]
 CPP = ROOT / "cpp"
-STATUS = ("ok", "spec", "shape", "backend", "argument", "memory", "internal")
-FORMATS = {"grey": 1, "rgb": 2, "bgr": 3}
+STATUS = ("ok", "spec", "shape", "backend", "argument", "memory", "internal", "timeout")
+FORMATS = {name: number for number, name in enumerate(get_args(FrameFormat), start=1)}
 
 
 def run(*command: object, **options) -> subprocess.CompletedProcess[str]:
@@ -47,6 +53,10 @@ def need_tools() -> None:
             pytest.skip(f"{tool} is not installed; apt-get install cmake g++")
 
 
+UNITY = ("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=30")
+"""Compile all sources as one: a fifth of the time. The library of most tests is not built so."""
+
+
 def configure(build: Path, *options: str, optimize: str = "-O1") -> None:
     """Configure the library; warnings are errors."""
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
@@ -60,31 +70,30 @@ def build(folder: Path, *targets: str) -> None:
     run("cmake", "--build", folder, "--parallel", 2, *chosen)
 
 
-def openvino_options() -> list[str]:
-    """Where the OpenVINO of the pip wheel is; empty without one."""
-    found = importlib.util.find_spec("openvino")
+WHEELS = {"onnxruntime": "capi", "openvino": "libs"}
+"""Back ends whose pip wheels hold the library that is loaded, and in which folder of theirs."""
+
+
+def wheel_folder(backend: str) -> Path | None:
+    """Return the folder of the installed pip wheel that holds a back end's library."""
+    found = importlib.util.find_spec(backend)
     if found is None or found.origin is None:
-        return []
-    return [f"-DOpenVINO_DIR={Path(found.origin).parent / 'cmake'}"]
+        return None
+    return Path(found.origin).parent / WHEELS[backend]
 
 
-def onnxruntime_options(folder: Path) -> list[str]:
-    """Make a release package's layout of the wheel's library and some headers; else empty.
+def name_libraries(fake: Path) -> None:
+    """Tell this process, and those it starts, where the back ends' libraries are.
 
-    The wheel has no headers. ``DESTSEG_ORT_INCLUDE`` names them, or they lie where
-    ``cpp/get-onnxruntime-headers.sh`` puts them.
+    Args:
+        fake: The fake TensorRT, which stands for the CUDA runtime as well.
     """
-    wheel = importlib.util.find_spec("onnxruntime")
-    default = ROOT / ".venv/include/onnxruntime"
-    headers = Path(os.environ.get("DESTSEG_ORT_INCLUDE", default))
-    if wheel is None or wheel.origin is None or not (headers / "onnxruntime_c_api.h").is_file():
-        return []
-    (library,) = (Path(wheel.origin).parent / "capi").glob("libonnxruntime.so.*")
-    (folder / "lib").mkdir(parents=True)
-    (folder / "include").symlink_to(headers)
-    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-        (folder / "lib" / name).symlink_to(library)
-    return [f"-DONNXRUNTIME_ROOT={folder}"]
+    for backend in WHEELS:
+        folder = wheel_folder(backend)
+        if folder is not None:
+            os.environ[f"DESTSEG_{backend.upper()}_LIBRARY"] = str(folder)
+    for name in ("TENSORRT", "CUDART"):
+        os.environ[f"DESTSEG_{name}_LIBRARY"] = str(fake)
 
 
 class Options(Structure):
@@ -98,7 +107,16 @@ class Options(Structure):
         ("backend", c_char_p),
         ("device", c_char_p),
         ("precision", c_char_p),
+        ("worker_cores", c_char_p),
+        ("no_spinning", c_int32),
+        ("queue", c_int32),
+        ("log", c_void_p),
+        ("log_context", c_void_p),
     )
+
+
+LogFunction = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
+"""destseg_log_function."""
 
 
 class Info(Structure):
@@ -122,19 +140,71 @@ class Frame(Structure):
     """destseg_frame."""
 
     _fields_ = (
+        ("struct_size", c_uint32),
+        ("format", c_int32),
         ("pixels", c_void_p),
         ("stride", c_int64),
         ("height", c_int32),
         ("width", c_int32),
-        ("format", c_int32),
+        ("maximum", c_int32),
         ("reserved", c_uint32),
+        ("plane", c_int64),
     )
 
 
 class Result(Structure):
     """destseg_result."""
 
-    _fields_ = (("score", c_float), ("normalized_score", c_float), ("verdict", c_int32))
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("score", c_float),
+        ("normalized_score", c_float),
+        ("verdict", c_int32),
+    )
+
+
+def empty_result() -> Result:
+    """Return a result as a host passes it."""
+    return Result(ctypes.sizeof(Result))
+
+
+class Times(Structure):
+    """destseg_times."""
+
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("frames", c_int32),
+        ("waited_ms", c_double),
+        ("prepared_ms", c_double),
+        ("inferred_ms", c_double),
+        ("finished_ms", c_double),
+    )
+
+
+class Point(Structure):
+    """destseg_point."""
+
+    _fields_ = (("x", c_int32), ("y", c_int32))
+
+
+class FoundDefect(Structure):
+    """destseg_defect."""
+
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("x", c_int32),
+        ("y", c_int32),
+        ("width", c_int32),
+        ("height", c_int32),
+        ("peak", c_float),
+        ("peak_x", c_int32),
+        ("peak_y", c_int32),
+        ("area", c_int64),
+        ("centroid_x", c_double),
+        ("centroid_y", c_double),
+        ("first_point", c_int32),
+        ("points", c_int32),
+    )
 
 
 class Refused(Exception):
@@ -173,7 +243,41 @@ class Library:
             maps,
             c_size_t,
         ]
+        waiting = [c_int32, results, maps, c_size_t]
+        self.c.destseg_submit.argtypes = [
+            c_void_p,
+            POINTER(Frame),
+            c_int32,
+            c_int32,
+            POINTER(c_uint64),
+        ]
+        self.c.destseg_wait.argtypes = [c_void_p, c_uint64, c_int32, *waiting]
+        self.c.destseg_crop.argtypes = [POINTER(Frame), *[c_int32] * 4, POINTER(Frame)]
+        self.c.destseg_map_at_frame.argtypes = [
+            c_void_p,
+            c_void_p,
+            c_int32,
+            c_int32,
+            c_void_p,
+            c_size_t,
+        ]
         self.c.destseg_judge.argtypes = [c_void_p, c_float, results]
+        self.c.destseg_reload.argtypes = [c_void_p, c_char_p]
+        self.c.destseg_warm_up.argtypes = [c_void_p]
+        self.c.destseg_get_times.argtypes = [c_void_p, POINTER(Times)]
+        self.c.destseg_defects.argtypes = [
+            c_void_p,
+            c_void_p,
+            c_int32,
+            c_int32,
+            c_double,
+            POINTER(FoundDefect),
+            c_int32,
+            POINTER(Point),
+            c_int32,
+            POINTER(c_int32),
+            POINTER(c_int32),
+        ]
 
     @property
     def backends(self) -> list[str]:
@@ -181,9 +285,10 @@ class Library:
         return self.c.destseg_backends().decode().split(", ")
 
     def need(self, backend: str) -> str:
-        """Return a back end's name, or skip where it was not built in."""
-        if backend not in self.backends:
-            pytest.skip(f"{backend} was not found when the library was built")
+        """Return a back end's name, or skip where its library is not installed."""
+        assert backend in self.backends
+        if backend in WHEELS:
+            pytest.importorskip(backend)
         return backend
 
     def check(self, status: int) -> None:
@@ -191,13 +296,11 @@ class Library:
         if status != 0:
             raise Refused(status, self.c.destseg_last_error().decode("utf-8", "surrogatepass"))
 
-    def open(self, path: Path | str, backend: str | None = None, **options: int) -> Handle:
-        """Open an artifact."""
-        device, precision = options.pop("device", None), options.pop("precision", None)
-        given = Options(ctypes.sizeof(Options), **options)
-        given.precision = None if precision is None else str(precision).encode()
-        given.backend = None if backend is None else backend.encode()
-        given.device = None if device is None else str(device).encode()
+    def open(self, path: Path | str, backend: str | None = None, **options: Any) -> Handle:
+        """Open an artifact; options are those of destseg_options, texts as ``str``."""
+        options["backend"] = backend
+        encoded = {k: v.encode() if isinstance(v, str) else v for k, v in options.items()}
+        given = Options(ctypes.sizeof(Options), **encoded)
         handle = c_void_p()
         self.check(self.c.destseg_open(str(path).encode(), byref(given), byref(handle)))
         return Handle(self, handle)
@@ -234,14 +337,39 @@ class Handle:
     def infer(self, frames: list[Frame]) -> tuple[np.ndarray, list[Result]]:
         """Score frames: their maps (N, H, W) and results."""
         array = (Frame * len(frames))(*frames)
-        results = (Result * len(frames))()
+        results = (Result * max(len(frames), 1))()
+        results[0].struct_size = ctypes.sizeof(Result)
         maps = np.zeros((len(frames), self.info.map_height, self.info.map_width), np.float32)
         pointer = maps.ctypes.data_as(POINTER(c_float))
         status = self.library.c.destseg_infer(
             self.value, array, len(frames), results, pointer, maps.size
         )
         self.library.check(status)
+        return maps, list(results)[: len(frames)]
+
+    def submit(self, frames: list[Frame], timeout_ms: int = -1) -> int:
+        """Hand frames over; return the ticket."""
+        array, ticket = (Frame * len(frames))(*frames), c_uint64()
+        submit = self.library.c.destseg_submit
+        self.library.check(submit(self.value, array, len(frames), timeout_ms, byref(ticket)))
+        return ticket.value
+
+    def wait(
+        self, ticket: int, count: int = 1, timeout_ms: int = -1
+    ) -> tuple[np.ndarray, list[Result]]:
+        """Collect the answers of a ticket: maps (N, H, W) and results."""
+        results = (Result * count)(empty_result())
+        maps = np.zeros((count, self.info.map_height, self.info.map_width), np.float32)
+        pointer = maps.ctypes.data_as(POINTER(c_float))
+        wait = self.library.c.destseg_wait
+        self.library.check(wait(self.value, ticket, timeout_ms, count, results, pointer, maps.size))
         return maps, list(results)
+
+    def times(self) -> Times:
+        """Return where the time of the last call went."""
+        times = Times(ctypes.sizeof(Times))
+        self.library.check(self.library.c.destseg_get_times(self.value, byref(times)))
+        return times
 
     def scores(self, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Score RGB or grey images of Python: maps and raw scores."""
@@ -249,8 +377,55 @@ class Handle:
         maps, results = self.infer([frame_of(image) for image in kept])
         return maps, np.array([result.score for result in results], np.float32)
 
+    def defects(
+        self, anomaly_map: np.ndarray, size: tuple[int, int], threshold: float = -1
+    ) -> list[Defect]:
+        """Return the defects in a map as Python has them."""
+        count, point_count = c_int32(), c_int32()
+        found: Array[FoundDefect] | None = None
+        points: Array[Point] | None = None
+        for _ in range(2):  # how many there are, then what they are
+            room, points_room = count.value, point_count.value
+            if room:
+                found, points = (FoundDefect * room)(), (Point * points_room)()
+                found[0].struct_size = ctypes.sizeof(FoundDefect)
+            status = self.library.c.destseg_defects(
+                self.value,
+                np.ascontiguousarray(anomaly_map, np.float32).ctypes.data,
+                *size,
+                threshold,
+                found,
+                room,
+                points,
+                points_room,
+                byref(count),
+                byref(point_count),
+            )
+            self.library.check(status)
+        contours = np.array([(point.x, point.y) for point in points or ()], np.int32)
+        return [
+            Defect(
+                (defect.x, defect.y, defect.width, defect.height),
+                defect.area,
+                defect.peak,
+                (defect.peak_x, defect.peak_y),
+                (defect.centroid_x, defect.centroid_y),
+                contours[defect.first_point : defect.first_point + defect.points],
+            )
+            for defect in found or ()
+        ]
 
-def frame_of(image: np.ndarray, kind: str | None = None, stride: int = 0) -> Frame:
-    """Return a view of a uint8 array (H, W) or (H, W, 3); the array must outlive it."""
-    kind = kind or ("grey" if image.ndim == 2 else "rgb")
-    return Frame(image.ctypes.data, stride, image.shape[0], image.shape[1], FORMATS[kind], 0)
+
+def frame_of(
+    image: np.ndarray, kind: str | None = None, stride: int = 0, maximum: int | None = None
+) -> Frame:
+    """Return a view of an array of a format; the array must outlive it."""
+    kind = kind or ("mono8" if image.ndim == 2 else "rgb8")
+    frame = Frame(ctypes.sizeof(Frame), FORMATS[kind], image.ctypes.data, stride)
+    channels = layout_of(kind).channels
+    sides = [
+        size for axis, size in enumerate(image.shape) if channels is None or axis != channels[0]
+    ]
+    frame.height, frame.width = sides
+    frame.maximum = maximum or 0
+    return frame

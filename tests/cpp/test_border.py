@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from destseg_deploy.errors import BackendError, DestsegError, ShapeError, SpecError
-from destseg_deploy.predictor import Predictor, load
+from destseg_deploy.loading import load
+from destseg_deploy.options import OpenVinoOptions
+from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
-from destseg_deploy.runtime.cpu_options import OpenVinoOptions
-from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
 from destseg_deploy.spec import BatchRange, InputSpec, NetworkSpec, Threshold
 from tests.cpp.conftest import unpacked, write_engine, write_packing_model
-from tests.cpp.library import Frame, Info, Options, Refused, Result, frame_of, run
+from tests.cpp.library import Frame, Info, Options, Refused, Result, empty_result, frame_of, run
+from tests.fakes.runtime import FakeRuntime, fake_spec
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def raised(kind: type[DestsegError], call) -> str:
 
 
 def test_versions(library):
-    assert library.c.destseg_abi_version() == 1
+    assert library.c.destseg_abi_version() == 2
     assert library.c.destseg_version() == b"0.1.0"
 
 
@@ -67,8 +68,9 @@ def test_every_layout_gives_the_same_pixels(handle, image):
     upside = np.ascontiguousarray(image[::-1])
     bottom_up = frame_of(upside, stride=-18)
     bottom_up.pixels = upside.ctypes.data + 7 * 18
-    padded = Frame(wide.ctypes.data, 27, 8, 6, 2, 0)
-    maps, _ = handle.infer([frame_of(image), padded, frame_of(bgr, "bgr"), bottom_up])
+    padded = frame_of(wide, stride=27)
+    padded.width = 6
+    maps, _ = handle.infer([frame_of(image), padded, frame_of(bgr, "bgr8"), bottom_up])
     for found in unpacked(maps):
         assert np.array_equal(found, image)
 
@@ -95,7 +97,7 @@ def test_a_smallest_batch_is_filled_up(library, tmp_path, image):
 
 
 def test_maps_may_be_left_out(library, handle, image):
-    result = Result()
+    result = empty_result()
     call = library.c.destseg_infer(handle.value, byref(frame_of(image)), 1, byref(result), None, 0)
     assert call == 0
     assert result.score > 0
@@ -115,7 +117,7 @@ def test_scores_are_judged_as_in_python(library, tmp_path, threshold):
     normalized = predictor.normalized_score(prediction)
     with library.open(path) as handle:
         for i, score in enumerate(scores):
-            result = Result()
+            result = empty_result()
             library.check(library.c.destseg_judge(handle.value, c_float(score), byref(result)))
             assert result.verdict == anomalous[i], score
             assert np.float32(result.normalized_score) == normalized[i], score
@@ -132,7 +134,7 @@ def test_without_a_threshold_frames_are_undecided_and_judging_is_refused(library
         assert math.isnan(result.normalized_score)
         text = refused(
             library,
-            lambda: library.c.destseg_judge(handle.value, c_float(0.5), byref(Result())),
+            lambda: library.c.destseg_judge(handle.value, c_float(0.5), byref(empty_result())),
             "spec",
         )
     predictor = Predictor(FakeRuntime(replace(fake_spec(), artifact=spec.artifact)))
@@ -148,13 +150,14 @@ def test_frames_without_pixels_are_refused_as_in_python(library, handle, shape):
     view.height, view.width = shape[:2]
     text = refused(library, lambda: call_infer(library, handle, view), "shape")
     if len(shape) == 3:
-        assert text == raised(ShapeError, lambda: python(empty))
+        # Python adds what to pass; what was wrong is said in the same words.
+        assert raised(ShapeError, lambda: python(empty)).startswith(text)
     else:
         assert f"got uint8 {shape}" in text
 
 
 def call_infer(library, handle, view: Frame, count: int = 1) -> int:
-    return library.c.destseg_infer(handle.value, byref(view), count, byref(Result()), None, 0)
+    return library.c.destseg_infer(handle.value, byref(view), count, byref(empty_result()), None, 0)
 
 
 def test_no_frames_are_refused_as_in_python(library, handle, image):
@@ -177,7 +180,10 @@ def test_another_size_than_the_camera_graphs_is_refused_as_in_python(library, tm
     ("change", "status", "words"),
     [
         ({"format": 0}, "argument", "format 0, expected"),
-        ({"format": 4}, "argument", "format 4, expected"),
+        ({"format": 16}, "argument", "format 16, expected"),
+        ({"struct_size": 0}, "argument", "struct_size 0, expected 48"),
+        ({"maximum": 5}, "argument", "maximum 5 for format 2"),
+        ({"plane": 5}, "argument", "plane 5 for format 2"),
         ({"pixels": None}, "argument", "pixels is null"),
         ({"reserved": 7}, "argument", "reserved 7, expected 0"),
         ({"stride": 17}, "argument", "a stride of 17 bytes, expected at least the 18"),
@@ -201,7 +207,7 @@ def test_short_buffers_are_refused_and_not_touched(library, handle, image):
     maps = np.full(2 * 48, -1, np.float32)
     frames = (Frame * 2)(frame_of(image), frame_of(image))
     pointer = maps.ctypes.data_as(ctypes.POINTER(c_float))
-    results = (Result * 2)()
+    results = (Result * 2)(empty_result())
     call = library.c.destseg_infer
     text = refused(library, lambda: call(handle.value, frames, 2, results, pointer, 95), "argument")
     assert text == "maps: room for 95 floats, expected 96 (2 maps of 8 x 6)."
@@ -215,7 +221,7 @@ def test_short_buffers_are_refused_and_not_touched(library, handle, image):
 
 
 def test_null_pointers_are_refused(library, handle, engine, image):
-    c, frame, result = library.c, byref(frame_of(image)), byref(Result())
+    c, frame, result = library.c, byref(frame_of(image)), byref(empty_result())
     value, path = handle.value, str(engine).encode()
     calls = [
         lambda: c.destseg_open(None, None, byref(c_void_p())),
@@ -290,11 +296,11 @@ def test_options_of_a_newer_header_are_taken_only_when_zero(library, engine, val
 def test_precision_is_openvinos_and_one_of_two(library, engine, packing):
     with pytest.raises(Refused, match="precision 'fp32' was given, but the back end is 'tensorrt'"):
         library.open(engine, precision="fp32")
-    options = OpenVinoOptions(precision="fp16")
-    text = raised(BackendError, lambda: load(packing[0], device="openvino", openvino=options))
+    text = raised(BackendError, lambda: OpenVinoOptions(precision="fp16"))
     with pytest.raises(Refused) as error:
         library.open(packing[0], library.need("openvino"), precision="fp16")
-    assert (error.value.status, error.value.text) == ("backend", text)
+    assert error.value.status == "backend"
+    assert error.value.text.startswith(text.rstrip("."))
 
 
 def test_a_closed_handle_is_refused_everywhere(library, engine, image):
@@ -306,8 +312,8 @@ def test_a_closed_handle_is_refused_everywhere(library, engine, image):
         lambda: library.c.destseg_get_info(handle.value, byref(Info(ctypes.sizeof(Info)))),
         lambda: library.c.destseg_get_text(handle.value, b"category", None, 0, None),
         lambda: call_infer(library, handle, frame_of(image)),
-        lambda: library.c.destseg_judge(handle.value, c_float(1), byref(Result())),
-        lambda: library.c.destseg_judge(c_void_p(2**47), c_float(1), byref(Result())),
+        lambda: library.c.destseg_judge(handle.value, c_float(1), byref(empty_result())),
+        lambda: library.c.destseg_judge(c_void_p(2**47), c_float(1), byref(empty_result())),
     ]
     for call in calls:
         assert "the runtime is closed" in refused(library, call, "backend")
@@ -341,25 +347,22 @@ def test_paths_and_devices_are_refused_as_in_python(library, tmp_path, packing):
     other.write_bytes(b"")
     text = refused(library, lambda: open_status(library, other), "backend")
     assert text == narrowed(raised(BackendError, lambda: load(other)))
-    for device in ("gpu", "cuda:", "cuda:x", "cuda:99999", "CPU", "", "it's"):
+    for device in ("gpu", "cuda:", "cuda:x", "cuda:99999", "CPU", ""):
         with pytest.raises(Refused) as error:
             library.open(path, device=device)
-        if device != "cuda:99999":  # no machine has so many; Python asks ONNX Runtime
-            text = raised(BackendError, lambda d=device: load(path, device=d))
-            assert error.value.text == without_onnx_devices(text)
+        assert error.value.status == "backend"
+        assert repr(device) in error.value.text
+        if device not in ("gpu", "cuda:99999"):  # Python's OpenVINO has gpu; no machine so many
+            assert raised(BackendError, lambda d=device: load(path, device=d)).startswith(
+                f"device {device!r}: expected cpu, cuda"
+            )
+            assert error.value.text.startswith(f"device {device!r}: expected cpu, cuda")
 
 
 def narrowed(text: str) -> str:
     """Return Python's list of suffixes without the checkpoints, which only Python opens."""
     assert ".onnx, .engine or .safetensors" in text
     return text.replace(".onnx, .engine or .safetensors", ".onnx or .engine")
-
-
-def without_onnx_devices(text: str) -> str:
-    """Return Python's list of devices without those that choose an .onnx file's back end."""
-    theirs = ", or tensorrt[:<index>] or openvino for .onnx"
-    assert theirs in text
-    return text.replace(theirs, "")
 
 
 def open_status(library, path) -> int:
@@ -406,3 +409,46 @@ def test_a_model_of_other_tensors_than_its_spec_is_refused(library, tmp_path, ba
 def test_threads_on_one_handle_and_on_many(stress, library, packing, backend):
     library.need(backend)
     run(stress, "threads", packing[0], 20, env={**os.environ, "DESTSEG_STRESS_BACKEND": backend})
+
+
+@pytest.mark.parametrize("path", [b"caf\xe9.onnx", b"\xff.onnx", b"\xed\xa0\x80.onnx"])
+def test_a_path_that_is_not_utf8_is_an_argument_error(library, path):
+    """The third is half of a surrogate pair, which file names of Windows may hold."""
+    call = partial(library.c.destseg_open, path, None, byref(c_void_p()))
+    assert "is not UTF-8. Pass the path in UTF-8" in refused(library, call, "argument")
+
+
+def test_frames_of_an_array_have_one_size(library, handle, image):
+    frames = (Frame * 2)(frame_of(image), frame_of(image))
+    frames[1].struct_size += 8
+    call = partial(library.c.destseg_infer, handle.value, frames, 2, byref(empty_result()), None, 0)
+    assert "expected the same in each frame" in refused(library, call, "argument")
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_frames_and_results_of_a_newer_header(library, handle, image, value):
+    """The elements of arrays are as long as their struct_size says; what is unknown must be 0."""
+
+    class NewFrame(ctypes.Structure):
+        _fields_ = (("known", Frame), ("more", ctypes.c_int64))
+
+    class NewResult(ctypes.Structure):
+        _fields_ = (("known", Result), ("more", ctypes.c_int64))
+
+    other = np.ascontiguousarray(image[::-1])
+    frames, results = (NewFrame * 2)(), (NewResult * 2)()
+    for frame, pixels in zip(frames, (image, other), strict=True):
+        frame.known = frame_of(pixels)
+        frame.known.struct_size = ctypes.sizeof(NewFrame)
+    frames[1].more = value
+    results[0].known.struct_size = ctypes.sizeof(NewResult)
+    given = (ctypes.cast(frames, ctypes.POINTER(Frame)), 2)
+    taken = (ctypes.cast(results, ctypes.POINTER(Result)), None, 0)
+    call = partial(library.c.destseg_infer, handle.value, *given, *taken)
+    if value:
+        assert "newer than this library" in refused(library, call, "argument")
+        return
+    library.check(call())
+    _, expected = handle.scores([image, other])
+    assert [result.known.score for result in results] == list(expected)
+    assert [result.more for result in results] == [0, 0]

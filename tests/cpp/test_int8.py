@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from destseg_deploy.predictor import load
+from destseg_deploy.loading import load
+from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.runtime.int8_kernels import PRODUCT, probe_graph
 from tests.cpp.conftest import spec_of, write_graph
 from tests.cpp.library import CPP, ROOT, Library
@@ -81,10 +82,10 @@ def bright() -> np.ndarray:
 
 def answers(library: Library, path: Path, backend: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the maps of the library and of Python."""
-    device = "openvino" if backend == "openvino" else "cpu"
+    options = {"openvino": OpenVinoOptions, "onnxruntime": OrtOptions}[backend](threads=1)
     with library.open(path, backend, threads=1) as handle:
         maps, _ = handle.scores([bright()])
-    return maps, load(path, device=device, threads=1)(bright()).anomaly_map
+    return maps, load(path, options=options)(bright()).anomaly_map
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +94,7 @@ def test_an_int8_artifact_gives_pythons_bits(library, artifact, backend):
     maps, expected = answers(library, artifact, library.need(backend))
     assert np.array_equal(maps, expected)
     assert maps.std() > 0.001
-    changed = load(artifact, threads=1)(bright() ^ 8).anomaly_map
+    changed = load(artifact, options=OrtOptions(threads=1))(bright() ^ 8).anomaly_map
     assert not np.array_equal(maps, changed)  # the map tells one bit of its pixels
 
 
@@ -151,16 +152,14 @@ def test_a_cpu_without_vnni_is_asked_and_answers_rightly(library, artifact, back
 def test_bfloat16_is_had_for_the_asking(library, onnx_artifact):
     """The same bits as Python's bf16, which are others than those of fp32."""
     openvino = pytest.importorskip("openvino")
-    from destseg_deploy.runtime.cpu_options import OpenVinoOptions
-
     library.need("openvino")
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU does not compute in bfloat16")
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     maps = {}
     for precision in ("fp32", "bf16"):
-        options = OpenVinoOptions(precision=precision)
-        python = load(onnx_artifact, device="openvino", threads=1, openvino=options)
+        options = OpenVinoOptions(threads=1, precision=precision)
+        python = load(onnx_artifact, options=options)
         with library.open(onnx_artifact, "openvino", threads=1, precision=precision) as handle:
             maps[precision], _ = handle.scores([frame])
         assert np.array_equal(maps[precision], python(frame).anomaly_map)

@@ -6,10 +6,24 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from tests.cpp.library import CPP, Frame, Info, Library, Options, Result, run
+from destseg_deploy.data.pixel_formats import FrameFormat
+from tests.cpp.library import (
+    CPP,
+    FoundDefect,
+    Frame,
+    Info,
+    Library,
+    Options,
+    Point,
+    Result,
+    Times,
+    run,
+    wheel_folder,
+)
 
 HEADER = (CPP / "include/destseg.h").read_text()
 FUNCTIONS = set(re.findall(r"\b(destseg_\w+)\(", re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)))
@@ -20,9 +34,9 @@ def test_only_the_functions_of_the_header_are_exported(library, prefix):
         pytest.skip("nm is not installed")
     path = library.c._name
     listed = run("nm", "-D", "--defined-only", path).stdout.splitlines()
-    exported = {line.split()[-1].split("@")[0] for line in listed} - {"DESTSEG_1"}
+    exported = {line.split()[-1].split("@")[0] for line in listed} - {"DESTSEG_2"}
     assert exported == FUNCTIONS
-    assert len(FUNCTIONS) == 10
+    assert len(FUNCTIONS) == 18
 
 
 def test_the_files_of_an_installation(prefix):
@@ -32,7 +46,7 @@ def test_the_files_of_an_installation(prefix):
         "include/destseg.h",
         "include/destseg.hpp",
         "lib/libdestseg.so",
-        "lib/libdestseg.so.1",
+        "lib/libdestseg.so.2",
         "lib/libdestseg.so.0.1.0",
         "lib/pkgconfig/destseg.pc",
         "lib/cmake/destseg/destsegConfig.cmake",
@@ -40,7 +54,63 @@ def test_the_files_of_an_installation(prefix):
         "lib/cmake/destseg/destsegTargets.cmake",
         "lib/cmake/destseg/destsegTargets-none.cmake",
     }
-    assert stems == expected
+    documents = {name for name in stems if name.startswith("share/")}
+    assert stems - documents == expected
+    assert {"share/doc/destseg/LICENSE", "share/destseg/example/inspect.c"} <= documents
+    assert "share/destseg/csharp/Destseg/Predictor.cs" in documents
+    assert not any("onnxruntime" in name for name in names), "only on demand"
+
+
+def test_the_licence_is_the_projects():
+    assert (CPP / "LICENSE").read_bytes() == (CPP.parent / "LICENSE").read_bytes()
+
+
+@pytest.fixture
+def bundled(library, prefix):
+    """The build, told to install ONNX Runtime beside the library; as it was afterwards."""
+    library.need("onnxruntime")
+    folder, wheel = prefix.parent / "build", wheel_folder("onnxruntime").parent
+    name = "-DDESTSEG_BUNDLE_ONNXRUNTIME="
+    run("cmake", "-S", CPP, "-B", folder, name + str(wheel))
+    yield folder
+    run("cmake", "-S", CPP, "-B", folder, name)
+
+
+def test_an_installation_that_is_moved_runs_with_nothing_else(bundled, examples, packing, tmp_path):
+    """ONNX Runtime is found beside the library, without a variable; without it, the run fails."""
+    run("cmake", "--install", bundled, "--prefix", tmp_path / "first")
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    (library,) = moved.rglob("libdestseg.so.2")
+    (runtime,) = library.parent.glob("libonnxruntime.so*")
+    assert (moved / "share/doc/destseg/onnxruntime/LICENSE").is_file()
+    (tmp_path / "frame.ppm").write_bytes(b"P6 24 40 255\n" + bytes(40 * 24 * 3))
+    command = [examples / "inspect_one", packing[0], "frame.ppm", "map.pgm"]
+    bare = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(library.parent)}
+    options = {"cwd": tmp_path, "env": bare, "capture_output": True, "text": True, "timeout": 60}
+    assert subprocess.run(command, **options).stdout.startswith("score 0 ")
+    runtime.unlink()
+    done = subprocess.run(command, **options)
+    assert done.returncode == 1
+    assert f"{library.parent} (no libonnxruntime.so*)" in done.stderr
+
+
+def test_archives_and_the_layout_of_nuget(bundled, tmp_path):
+    """The .tar.gz is the installed tree; what NuGet takes lies in its folders for this system."""
+    run("cpack", "--config", bundled / "CPackConfig.cmake", "-B", tmp_path)
+    (archive,) = tmp_path.glob("destseg-*-linux-*.tar.gz")
+    listed = run("tar", "tzf", archive).stdout
+    for wanted in ("libdestseg.so.2", "libonnxruntime.so", "destseg.hpp", "onnxruntime/LICENSE"):
+        assert wanted in listed
+    nuget = tmp_path / "nuget"
+    run("cmake", "--install", bundled, "--component", "nuget", "--prefix", nuget)
+    names = {str(path.relative_to(nuget)) for path in nuget.rglob("*") if path.is_file()}
+    (native,) = nuget.glob("runtimes/linux-*/native")
+    assert {"destseg.nuspec", "LICENSE", "README.md"} <= names
+    assert {path.name.split(".so")[0] for path in native.iterdir()} == {
+        "libdestseg",
+        "libonnxruntime",
+    }
+    Library(native / "libdestseg.so")  # a file, not a link to one that is not there
 
 
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-I", CPP / "include"]
@@ -112,6 +182,10 @@ def test_a_host_is_built_by_pkg_config(prefix, library, tmp_path, engine):
         "  const auto found = predictor.infer(destseg::rgb(pixels, 8, 6));\n"
         '  std::printf("%s %d %g\\n", predictor.text("category").c_str(),\n'
         "              predictor.info().height, double(found.map(0)[0]) * (1 << 24));\n"
+        "  const std::filesystem::path named = argv[1];\n"
+        "  const destseg::Predictor wide(named.wstring()), same(named);\n"
+        "  const auto defects = wide.defects(found.map(0), 8, 6, 0);\n"
+        '  std::printf("%zu %zu\\n", defects.size(), defects[0].contour.size());\n'
         "  predictor.infer(destseg::rgb(pixels, 0, 6));\n"
         "} catch (const destseg::ShapeError &error) {\n"
         '  std::printf("%d %s\\n", error.status(), error.what());\n'
@@ -120,8 +194,8 @@ def test_a_host_is_built_by_pkg_config(prefix, library, tmp_path, engine):
     run("c++", "-std=c++17", source, *flags, "-o", program)
     paths = {**os.environ, "LD_LIBRARY_PATH": str(Path(library.c._name).parent)}
     done = subprocess.run([program, engine], capture_output=True, text=True, env=paths, timeout=60)
-    first, second = done.stdout.splitlines()
-    assert first == "tiny 8 64"
+    first, counts, second = done.stdout.splitlines()
+    assert (first, counts) == ("tiny 8 64", "1 1")
     assert second == "2 frame: expected uint8 (H, W, 3) or (H, W), got uint8 (0, 6, 3)."
 
 
@@ -139,7 +213,8 @@ def test_pkg_config_follows_an_installation_to_another_prefix(prefix, tmp_path):
     assert str(prefix) not in next(folder.glob("*.pc")).read_text()
 
 
-CSHARP = (CPP / "example/Destseg.cs").read_text()
+CSHARP = (CPP / "csharp/Destseg/Native.cs").read_text()
+ENUMS = (CPP / "csharp/Destseg/Types.cs").read_text()
 TYPES = {
     "uint": ctypes.c_uint32,
     "int": ctypes.c_int32,
@@ -147,8 +222,6 @@ TYPES = {
     "float": ctypes.c_float,
     "double": ctypes.c_double,
     "IntPtr": ctypes.c_void_p,
-    "Format": ctypes.c_int32,
-    "Verdict": ctypes.c_int32,
 }
 
 
@@ -167,10 +240,12 @@ def fields_of_c(name: str) -> list[str]:
         ("Info", "destseg_info", Info),
         ("Frame", "destseg_frame", Frame),
         ("Result", "destseg_result", Result),
+        ("Defect", "destseg_defect", FoundDefect),
+        ("Times", "destseg_times", Times),
     ],
 )
 def test_csharp_and_python_structs_are_those_of_the_header(name, twin, python):
-    body = re.search(rf"public struct {name}\n    {{(.*?)\n    }}", CSHARP, re.S).group(1)
+    body = re.search(rf"internal struct Native{name}\n    {{(.*?)\n    }}", CSHARP, re.S).group(1)
     fields = re.findall(r"public (\w+) (\w+);", body)
     assert [field for _, field in fields] == fields_of_c(twin)
     kinds = [ctypes.c_void_p if k is ctypes.c_char_p else k for _, k in python._fields_]
@@ -181,27 +256,47 @@ def test_csharp_and_python_structs_are_those_of_the_header(name, twin, python):
 
 def test_the_sizes_of_structs_are_what_the_compiler_says(prefix, tmp_path):
     source, program = tmp_path / "sizes.c", tmp_path / "sizes"
-    names = ("options", "info", "frame", "result")
+    names = ("options", "info", "frame", "result", "defect", "point")
     sizes = ", ".join(f"sizeof(destseg_{name})" for name in names)
     source.write_text(
         "#include <destseg.h>\n#include <stdio.h>\nint main(void) {\n"
-        f'  printf("%zu %zu %zu %zu", {sizes});\n  return 0;\n}}\n'
+        f'  printf("%zu %zu %zu %zu %zu %zu", {sizes});\n  return 0;\n}}\n'
     )
     run("cc", "-I", CPP / "include", source, "-o", program)
     found = [int(size) for size in run(program).stdout.split()]
-    assert found == [ctypes.sizeof(kind) for kind in (Options, Info, Frame, Result)]
+    assert found == [
+        ctypes.sizeof(kind) for kind in (Options, Info, Frame, Result, FoundDefect, Point)
+    ]
+
+
+def numbers_of(enum: str) -> dict[str, int]:
+    """Return the names of an enum in C#, without case and dividers, with their numbers."""
+    body = re.search(rf"enum {enum} : int\n    {{(.*?)\n    }}", ENUMS, re.S).group(1)
+    names = re.findall(r"^ +(\w+)(?: = (-?\d+))?,?$", body, re.M)
+    return {name.lower(): int(number or i) for i, (name, number) in enumerate(names)}
 
 
 def test_csharp_declares_functions_and_constants_of_the_header():
     declared = set(re.findall(r"static extern \w+ (destseg_\w+)\(", CSHARP))
-    assert declared <= FUNCTIONS
-    assert declared >= FUNCTIONS - {"destseg_version", "destseg_backends"}
+    assert declared == FUNCTIONS
     version = re.search(r"AbiVersion = (\d+)", CSHARP).group(1)
     assert f"#define DESTSEG_ABI_VERSION {version}\n" in HEADER
-    statuses = re.search(r"enum Status : int {(.*?)}", CSHARP).group(1).split(",")
-    for value, name in enumerate(part.strip().upper() for part in statuses):
-        prefix_ = "DESTSEG_" if value == 0 else "DESTSEG_ERROR_"
-        assert re.search(rf"#define {prefix_}{name} {value}\b", HEADER)
+    for name, number in numbers_of("Status").items():
+        prefix_ = "DESTSEG_" if number == 0 else "DESTSEG_ERROR_"
+        assert re.search(rf"#define {prefix_}{name.upper()} {number}\b", HEADER)
+    for name, number in numbers_of("Verdict").items():
+        assert re.search(rf"#define DESTSEG_{name.upper()} \(?{number}\b", HEADER)
+
+
+def test_pixel_formats_have_the_same_numbers_in_c_csharp_and_python():
+    defined = dict(re.findall(r"#define DESTSEG_(\w+\d\w*) (\d+)", HEADER))
+    of_c = {name.lower().replace("grey8", "mono8"): int(n) for name, n in defined.items()}
+    of_python = {name: i for i, name in enumerate(get_args(FrameFormat), start=1)}
+    assert of_c == of_python
+    of_csharp = numbers_of("PixelFormat")
+    assert len(of_csharp) == len(of_python)
+    for name, number in of_python.items():
+        assert of_csharp[name.replace("_8", "").replace("_", "")] == number
 
 
 def test_the_library_of_the_build_is_the_one_installed(library):

@@ -5,17 +5,18 @@ see ends the program with a report.
 """
 
 import json
+import os
 import shutil
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.cpp.conftest import write_engine
-from tests.cpp.library import build, configure, need_tools, run
+from tests.cpp.library import UNITY, build, configure, need_tools, run
 from tests.cpp.test_spec import ODD, VALUES, changed, places
+from tests.deploy.test_spec import sealed
 
 
 def sanitized(folder: Path, sanitizers: str) -> Path:
@@ -30,10 +31,17 @@ def sanitized(folder: Path, sanitizers: str) -> Path:
         pytest.skip(f"programs with -fsanitize={sanitizers} do not run here")
     others = ["-DDESTSEG_WITH_OPENVINO=OFF", "-DDESTSEG_WITH_ONNXRUNTIME=OFF"]
     tools = ["-DDESTSEG_FAKE_TENSORRT=ON", "-DDESTSEG_BUILD_TOOLS=ON"]
-    options = [f"-DDESTSEG_SANITIZE={sanitizers}", *others, *tools]
+    options = [f"-DDESTSEG_SANITIZE={sanitizers}", *others, *tools, *UNITY]
     configure(folder / "build", *options, optimize="-O0")  # half the time to compile
-    build(folder / "build", "destseg_stress")
+    build(folder / "build", "destseg_stress", "destseg_fake_tensorrt")
     return folder / "build/test/destseg_stress"
+
+
+def run_stress(program: Path, *arguments: object) -> str:
+    """Run the stress program with the fake TensorRT of its build; return what it printed."""
+    fake = str(program.parents[1] / "libdestseg_fake_tensorrt.so")
+    names = {"DESTSEG_TENSORRT_LIBRARY": fake, "DESTSEG_CUDART_LIBRARY": fake}
+    return run(program, *arguments, env={**os.environ, **names}).stdout
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +57,13 @@ def thread(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("word", ["", "nograph"])
 def test_threads_without_a_race(thread, tmp_path, word):
     write_engine(tmp_path / "tiny.engine", (24, 20), word)
-    run(thread, "threads", tmp_path / "tiny.engine", 60)
+    run_stress(thread, "threads", tmp_path / "tiny.engine", 60)
 
 
 @pytest.mark.parametrize("word", ["", "nograph"])
 def test_memory_of_threads_and_closed_handles(address, tmp_path, word):
     write_engine(tmp_path / "tiny.engine", (24, 20), word)
-    run(address, "threads", tmp_path / "tiny.engine", 60)
+    run_stress(address, "threads", tmp_path / "tiny.engine", 60)
 
 
 def test_hostile_artifacts_are_refused_without_a_bad_access(address, tmp_path):
@@ -63,11 +71,12 @@ def test_hostile_artifacts_are_refused_without_a_bad_access(address, tmp_path):
     folder = tmp_path / "hostile"
     folder.mkdir()
     spec = write_engine(tmp_path / "tiny.engine", (8, 6))
-    data = json.loads(json.dumps(asdict(spec)))
+    data = json.loads(spec.to_json())
     text = json.dumps(data, indent=1)
     texts = [*ODD, *(text[:end] for end in range(0, len(text), 23))]
     for place in places(data):
-        texts += [json.dumps(changed(data, place, value)) for value in VALUES[::4]]
+        for wrong in [changed(data, place, value) for value in VALUES[::4]]:
+            texts.append(json.dumps(wrong) if place[0] == "digest" else sealed(wrong))
     random = np.random.default_rng(0)
     raw = [random.bytes(int(size)) for size in random.integers(1, 3000, 60)]
     for i, content in enumerate([*(text.encode() for text in texts), *raw]):
@@ -76,7 +85,7 @@ def test_hostile_artifacts_are_refused_without_a_bad_access(address, tmp_path):
     (folder / "other.engine").write_bytes(b"no engine")
     (folder / "other.engine.json").write_text(text)
     (folder / "alone.engine").write_bytes(b"no spec")
-    refused, opened = map(int, run(address, "hostile", folder).stdout.split())
+    refused, opened = map(int, run_stress(address, "hostile", folder).split())
     assert refused > 300
     assert opened > 0
 

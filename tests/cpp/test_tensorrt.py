@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from destseg_deploy.errors import SpecError
-from destseg_deploy.runtime.engine_record import Machine, check_engine
+from destseg_deploy.runtime.trt.record import Machine, check_engine
 from destseg_deploy.spec import BatchRange, InputSpec, OutputSpec
 from tests.cpp.conftest import ENGINE, unpacked, write_engine
 from tests.cpp.library import Refused
@@ -79,17 +79,17 @@ def test_an_engine_of_other_tensors_than_its_spec_is_refused(library, tmp_path, 
         {"version": "10.3.0.26"},
         {"builder": "tensorrt-rtx", "version": "1.7.1.116"},
         {"builder": "other"},
-        {"targets": ["sm_87"]},
-        {"targets": ["sm_80", "sm_86"], "gpu": None},
-        {"targets": []},
+        {"targets": ("sm_87",)},
+        {"targets": ("sm_80", "sm_86"), "gpu": None},
+        {"targets": ()},
         {"gpu": "Other GPU"},
-        {"gpu": "Other GPU", "targets": ["sm_80"]},
+        {"gpu": "Other GPU", "targets": ("sm_80",)},
     ],
     ids=str,
 )
 def test_an_engine_for_another_machine_is_refused_as_in_python(library, tmp_path, change):
     path = tmp_path / "tiny.engine"
-    spec = write_engine(path, (8, 6), engine={**ENGINE, **change})
+    spec = write_engine(path, (8, 6), engine=replace(ENGINE, **change))
     machine = Machine("tensorrt", "11.4.0.106", "Fake GPU", "sm_90")
     with pytest.raises(SpecError) as expected:
         check_engine(spec, machine)
@@ -99,32 +99,14 @@ def test_an_engine_for_another_machine_is_refused_as_in_python(library, tmp_path
     assert refused.value.text == str(expected.value)
 
 
-@pytest.mark.parametrize("change", [{}, {"gpu": None}, {"targets": ["sm_80", "sm_90"]}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"gpu": None}, {"targets": ("sm_80", "sm_90")}], ids=str)
 def test_an_engine_for_this_machine_opens(library, tmp_path, change):
     path = tmp_path / "tiny.engine"
-    write_engine(path, (8, 6), engine={**ENGINE, **change})
+    write_engine(path, (8, 6), engine=replace(ENGINE, **change))
     with library.open(path) as handle:
         assert handle.text("backend") == "tensorrt"
         assert handle.text("backend.version") == "11.4.0.106"
         assert handle.text("device") == "cuda"
-
-
-@pytest.mark.parametrize("name", [*ENGINE, "architecture", "zzz", "a'b"])
-@pytest.mark.parametrize("value", [None, 1, -1, 2.5, True, "x", [], ["a"], [1], {}, ...])
-def test_a_record_is_read_as_strictly_as_in_python(library, tmp_path, name, value):
-    path = tmp_path / "tiny.engine"
-    engine = {key: entry for key, entry in {**ENGINE, name: value}.items() if entry is not ...}
-    spec = write_engine(path, (8, 6), engine=engine, precision="fp16")
-    expected = found = None
-    try:
-        check_engine(spec, Machine("tensorrt", "11.4.0.106", "Fake GPU", "sm_90"))
-    except SpecError as error:
-        expected = str(error)
-    try:
-        library.open(path).close()
-    except Refused as error:
-        found = error.text
-    assert found == expected
 
 
 def test_a_spec_of_another_kind_is_refused(library, tmp_path):

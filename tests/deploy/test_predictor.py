@@ -1,19 +1,21 @@
-"""Predictor: any number and size of frames, judged; and ``load``, which refuses clearly."""
+"""Predictor: any number and size of frames, judged; through every back end the same."""
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from destseg_deploy.data.resize import resize_image
-from destseg_deploy.errors import BackendError, ShapeError, SpecError
-from destseg_deploy.predictor import EngineOptions, Predictor, load, resize_map
-from destseg_deploy.runtime.cpu_options import OpenVinoOptions, OrtCpuOptions
-from destseg_deploy.runtime.fake import FakeRuntime, fake_spec
-from destseg_deploy.spec import BatchRange, ModelSpec, NetworkSpec, OutputSpec, spec_path
+from destseg_deploy.errors import BackendError, DataError, DataWarning, ShapeError, SpecError
+from destseg_deploy.loading import load
+from destseg_deploy.options import OrtOptions
+from destseg_deploy.predictor import Predictor, resize_map
+from destseg_deploy.runtime.base import Prediction
+from destseg_deploy.spec import BatchRange, ModelSpec, NetworkSpec, OutputSpec
 from destseg_deploy.thresholds import by_hand
+from tests.fakes.runtime import FakeRuntime, fake_spec
 
 
 class Recording(FakeRuntime):
@@ -126,7 +128,7 @@ def test_frames_of_any_size_are_resized_with_the_resize():
 
 def test_a_list_of_mixed_sizes_is_one_batch():
     predictor = _predictor(1, 4, 4)
-    frames = [_frames(1, *size)[0] for size in ((32, 32), (64, 20), (5, 7))]
+    frames = [_frames(1, *size)[0] for size in ((32, 32), (40, 20), (5, 7))]
     frames.append(frames[0][..., 0])
     answer = predictor(frames)
     assert predictor.runtime.calls == [4]
@@ -174,12 +176,89 @@ def test_a_camera_size_artifact_refuses_other_sizes_with_the_way_out():
         (np.zeros((0, 32, 3), np.uint8), r"got uint8 \(0, 32, 3\)"),
         (np.zeros(32, np.uint8), r"got uint8 \(32,\)"),
         ([[1, 2, 3]], "list"),
-        ("frame.png", "str"),
+        (None, "NoneType"),
+        (5, "int"),
+        (b"frame.png", "bytes"),
+        (
+            np.ma.zeros((32, 32, 3), np.uint8),
+            "MaskedArray.*masked pixels filled",
+        ),
     ],
 )
 def test_what_is_no_frame_is_refused(frame, words):
     with pytest.raises(ShapeError, match=f"expected uint8.*{words}"):
         _predictor()(frame if isinstance(frame, np.ndarray) else [frame])
+
+
+@pytest.mark.parametrize("call", [Predictor.__call__, lambda p, frame: list(p.stream(frame))])
+@pytest.mark.parametrize("frame", [None, 5, b"frame.png", np.ma.zeros((32, 32, 3), np.uint8)])
+def test_a_single_thing_that_is_no_frame_is_named(call, frame):
+    with pytest.raises(ShapeError, match=f"expected uint8.*got {type(frame).__name__}"):
+        call(_predictor(), frame)
+
+
+def test_a_dictionary_is_no_sequence_of_frames():
+    with pytest.raises(ShapeError, match=r"expected uint8.*got dict"):
+        _predictor()({"frame.png": np.zeros((32, 32, 3), np.uint8)})
+
+
+@pytest.mark.parametrize("batch_size", ["2", 1.5, True, 0, 17])
+def test_what_is_no_batch_size_is_refused(batch_size):
+    frames = [np.zeros((32, 32, 3), np.uint8)]
+    with pytest.raises(ShapeError, match=f"batch_size: {batch_size!r}, expected"):
+        list(_predictor().stream(frames, batch_size=batch_size))
+
+
+@pytest.mark.parametrize("thing", [None, 0.5, np.zeros(1, np.float32)])
+@pytest.mark.parametrize("call", [Predictor.is_anomalous, Predictor.normalized_score])
+def test_what_is_no_prediction_is_not_judged(call, thing):
+    with pytest.raises(ShapeError, match=f"prediction: got {type(thing).__name__}, expected"):
+        call(_predictor(), thing)
+
+
+def test_paths_and_pillow_images_are_frames(tmp_path):
+    predictor, pixels = _predictor(), _frames(1, 40, 30)[0]
+    path = tmp_path / "frame.png"
+    Image.fromarray(pixels).save(path)
+    wanted = predictor(pixels)
+    with Image.open(path) as picture:
+        kinds = [path, str(path), picture, Image.fromarray(pixels)]
+        answers = [predictor(kind) for kind in kinds] + [*predictor.stream(path)]
+        answers.append(predictor([pixels, path, picture]))
+    for answer in answers:
+        np.testing.assert_array_equal(answer.score, [wanted.score[0]] * len(answer.score))
+    assert [len(answer.score) for answer in answers] == [1] * 5 + [3]
+
+
+def test_files_and_pillow_images_obey_the_rules_of_files(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+        _predictor()("gone.png")
+    with pytest.raises(DataError, match="image: a 16-bit file whose largest value is 900"):
+        _predictor()(Image.fromarray(np.full((32, 32), 900, np.uint16)))
+    turned = Image.fromarray(_frames(1)[0])
+    turned.getexif()[274] = 6
+    with pytest.raises(DataError, match="image: orientation tag 6"):
+        _predictor()(turned)
+
+
+def test_one_frame_in_stream_is_one_frame():
+    """Its rows are uint8 (W, 3), which would pass as small grey frames."""
+    frame = _frames(1)[0]
+    assert [p.score[0] for p in _predictor().stream(frame)] == [_predictor()(frame).score[0]]
+
+
+@pytest.mark.parametrize("runtime", [None, "cable.onnx", 5])
+def test_what_is_no_runtime_is_refused(runtime):
+    with pytest.raises(BackendError, match=r"expected a runtime\. Open an artifact with destseg"):
+        Predictor(runtime)
+
+
+def test_a_squeeze_is_remarked_once(recwarn):
+    predictor = _predictor()
+    with pytest.warns(DataWarning, match="images of 200x10 pixels are resized to 32x32: one side"):
+        predictor(_frames(1, 10, 200))
+    predictor(_frames(2, 300, 10))  # a second warning would be an error
+    Predictor(FakeRuntime(fake_spec()))(_frames(1, 20, 40))  # 2:1 is said nothing of
 
 
 def test_float_batches_and_five_axes_are_refused():
@@ -304,7 +383,8 @@ def test_with_closes_after_an_error_too():
 @pytest.mark.parametrize("kind", ["checkpoint", "onnx_artifact"])
 def test_a_predictor_may_be_shared_by_threads(request, kind):
     frames = [_frames(1, 64 + 8 * (i % 3), 64)[0] for i in range(8)]
-    with load(request.getfixturevalue(kind), threads=1) as predictor:
+    options = OrtOptions(threads=1) if kind == "onnx_artifact" else None
+    with load(request.getfixturevalue(kind), options=options) as predictor:
         alone = [predictor(frame, source_maps=True) for frame in frames]
         assert len({float(a.score[0]) for a in alone}) > 2, "frames must be told apart"
         with ThreadPoolExecutor(8) as pool:
@@ -326,220 +406,76 @@ def test_checkpoint_and_export_agree(checkpoint, onnx_artifact):
     assert np.abs(np.roll(found.anomaly_map, 1, axis=0) - wanted.anomaly_map).max() > 1e-2
 
 
-# --- load
+# --- answers that are none
 
 
-def test_load_refuses_a_missing_file(tmp_path):
-    for path in (tmp_path / "no.onnx", str(tmp_path / "no.safetensors"), tmp_path):
-        with pytest.raises(BackendError, match="no such file"):
-            load(path)
+class Answering(FakeRuntime):
+    """A FakeRuntime with one value of its answer replaced."""
+
+    def __init__(self, what, value):
+        super().__init__(_spec(1, 2, 4))
+        self._what, self._value = what, value
+
+    def infer(self, images):
+        answer = super().infer(images)
+        getattr(answer, self._what).reshape(-1)[-1] = self._value
+        return answer
 
 
-@pytest.mark.parametrize("name", ["model.plan", "model.json", "model", "model.ONNX"])
-def test_load_refuses_an_unknown_kind(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(BackendError, match="unknown kind of artifact"):
-        load(tmp_path / name)
+WRONG = [np.nan, np.inf, -np.inf, -0.1, 1.001, 65504]
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "onnx_artifact"])
-def test_load_refuses_an_artifact_without_its_spec(request, tmp_path, kind):
-    source = request.getfixturevalue(kind)
-    lonely = tmp_path / source.name
-    lonely.symlink_to(source)
-    with pytest.raises(SpecError, match=r"no spec .*\.json beside it"):
-        load(lonely)
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("what", ["score", "anomaly_map"])
+def test_an_answer_outside_of_0_to_1_is_an_error_and_never_a_verdict(what, value):
+    predictor = Predictor(Answering(what, value))
+    words = f"fake.onnx: the runtime returned the {what.replace('_', ' ')} .*from 0 to 1"
+    for source_maps in (False, True):
+        with pytest.raises(BackendError, match=words):
+            predictor(_frames(2, 40, 40), source_maps=source_maps)
 
 
-def test_load_refuses_the_spec_of_another_model(checkpoint, onnx_artifact, tmp_path):
-    (tmp_path / "cable.safetensors").symlink_to(checkpoint)
-    shutil.copy(spec_path(onnx_artifact), tmp_path / "cable.json")
-    with pytest.raises(SpecError, match=r"cable-fp32\.onnx.*not a checkpoint"):
-        load(tmp_path / "cable.safetensors")
-    (tmp_path / "cable.onnx").symlink_to(onnx_artifact)
-    shutil.copy(spec_path(checkpoint), tmp_path / "cable.json")
-    with pytest.raises(SpecError, match="mixed up"):
-        load(tmp_path / "cable.onnx")
+@pytest.mark.parametrize("value", [0, 1, -1e-6, 1 + 1e-6])
+def test_rounding_at_the_ends_is_no_error(value):
+    assert Predictor(Answering("score", value))(_frames(2)).score[1] == np.float32(value)
 
 
-def test_load_never_runs_on_the_cpu_what_was_asked_of_a_gpu(checkpoint, onnx_artifact, monkeypatch):
-    """Whatever this machine has, what the back ends say is there decides."""
-    torch = pytest.importorskip("torch")
-    ort = pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    for device in ("cuda", "cuda:1"):
-        with pytest.raises(BackendError, match=f"device '{device}'.*sees no CUDA GPU"):
-            load(checkpoint, device=device)
-        with pytest.raises(BackendError, match=f"device '{device}(:0)?'.*no CUDAExecutionProvider"):
-            load(onnx_artifact, device=device)
-
-
-@pytest.mark.parametrize("device", ["tpu", "gpu", "CPU", "cuda:", "cuda:x", "cuda0", ""])
-@pytest.mark.parametrize("kind", ["checkpoint", "onnx_artifact"])
-def test_load_refuses_a_device_it_does_not_know(request, kind, device):
-    with pytest.raises(BackendError, match="expected cpu, cuda or cuda:<index>"):
-        load(request.getfixturevalue(kind), device=device)
-
-
-def test_load_gives_tensorrt_of_onnx_runtime_to_onnx_alone(checkpoint, onnx_artifact, monkeypatch):
-    ort = pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match=r"runs \.onnx only; cable\.safetensors is none"):
-        load(checkpoint, device="tensorrt")
-    with pytest.raises(BackendError, match=r"device 'tensorrt:0'.*no TensorrtExecutionProvider"):
-        load(onnx_artifact, device="tensorrt")
-
-
-# --- load a graph on a CPU
-
-
-def test_openvino_serves_frames_as_onnx_runtime_does(onnx_artifact):
-    """Any number and size, maps of the frames' size, verdicts: the same through both."""
-    pytest.importorskip("openvino")
-    frames = [_frames(1, *size)[0] for size in ((64, 64), (90, 45), (33, 70), (64, 64), (20, 20))]
-    answers = {}
-    for device in (None, "openvino"):
-        with load(onnx_artifact, device=device, threads=1) as predictor:
-            singles = list(predictor.stream(frames, source_maps=True))
-            answers[device] = singles, [bool(predictor.is_anomalous(s)[0]) for s in singles]
-            with pytest.raises(ShapeError, match="expected uint8"):
-                predictor(frames[0] / 255)
-    (wanted, judged), (found, verdicts) = answers[None], answers["openvino"]
-    assert judged == verdicts
-    for a, b in zip(wanted, found, strict=True):
-        assert a.anomaly_map.shape == b.anomaly_map.shape
-        assert np.abs(a.anomaly_map - b.anomaly_map).max() < 1e-4
-        assert np.abs(a.score - b.score).max() < 1e-4
-    scores = np.array([s.score[0] for s in wanted])
-    assert np.abs(scores - np.roll(scores, 1)).max() > 1e-3, "control: frames are told apart"
-
-
-def test_options_reach_openvino(onnx_artifact, monkeypatch, tmp_path):
-    asked = []
-
-    class Stop(Exception):
-        pass
-
-    def record(*arguments, **options):
-        asked.append((arguments, options))
-        raise Stop
-
-    monkeypatch.setattr("destseg_deploy.runtime.openvino_runtime.OpenVinoRuntime", record)
-    chosen = {"precision": "bf16", "hint": "throughput", "streams": 3, "pinning": False}
-    chosen["cache"] = tmp_path
-    for openvino in (None, OpenVinoOptions(**chosen)):
-        with pytest.raises(Stop):
-            load(onnx_artifact, device="openvino", threads=2, openvino=openvino)
-    plain = {"precision": "fp32", "hint": "latency", "streams": 0, "pinning": None, "cache": None}
-    assert asked == [
-        ((onnx_artifact,), {"threads": 2, **plain}),
-        ((onnx_artifact,), {"threads": 2, **chosen}),
-    ]
+@pytest.mark.parametrize("value", WRONG)
+def test_no_verdict_is_made_of_a_score_from_elsewhere(value):
+    """NaN > threshold is false: the part would be normal."""
+    predictor = Predictor(FakeRuntime(replace(_spec(1, 2, 4), threshold=by_hand(0.5))))
+    prediction = Prediction(np.zeros((1, 32, 32), np.float32), np.array([value], np.float32))
+    for judge in (predictor.is_anomalous, predictor.normalized_score):
+        with pytest.raises(BackendError, match=r"the score .*No verdict"):
+            judge(prediction)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    "answer",
     [
-        ({"precision": "int8"}, "precision 'int8': expected fp32 or bf16"),
-        ({"hint": "fast"}, "hint 'fast': expected latency or throughput"),
-        ({"streams": -1}, "streams: -1, expected 0 or more"),
+        Prediction(np.zeros((2, 16, 32), np.float32), np.zeros(2, np.float32)),
+        Prediction(np.zeros((1, 32, 32), np.float32), np.zeros(2, np.float32)),
+        Prediction(np.zeros((2, 32, 32), np.float64), np.zeros(2, np.float32)),
+        Prediction(np.zeros((2, 32, 32), np.float32), np.zeros((2, 1), np.float32)),
     ],
 )
-def test_load_refuses_nonsense_for_openvino(onnx_artifact, options, words):
-    with pytest.raises(BackendError, match=words):
-        load(onnx_artifact, device="openvino", openvino=OpenVinoOptions(**options))
+def test_answers_of_another_shape_are_refused(answer):
+    predictor = _predictor(1, 2, 4)
+    predictor.runtime.infer = lambda images: answer
+    with pytest.raises(BackendError, match=r"the runtime returned .*, expected float32 \(2"):
+        predictor(_frames(2))
 
 
-def test_load_refuses_threads_below_zero(onnx_artifact):
-    for device in ("cpu", "openvino"):
-        with pytest.raises(BackendError, match="threads: -1, expected 0 or more"):
-            load(onnx_artifact, device=device, threads=-1)
+def test_an_answer_of_a_device_pipeline_is_checked_too():
+    """Where frames are resized on the GPU, answers do not come from ``infer``."""
+    predictor = _predictor(1, 2, 4)
+    wrong = Prediction(np.zeros((1, 32, 32), np.float32), np.array([np.nan], np.float32))
 
+    class Pipeline:
+        def stream(self, batches, *, source_maps):
+            for batch in batches:
+                yield from [wrong] * len(batch)
 
-def test_options_of_onnx_runtime_reach_it(onnx_artifact):
-    pytest.importorskip("onnxruntime")
-    options = OrtCpuOptions(worker_cores=(10_000,))
-    for device in (None, "cpu"):
-        with pytest.raises(BackendError, match=r"worker_cores \(10000,\): this process may not"):
-            load(onnx_artifact, device=device, ort_cpu=options)
-
-
-@pytest.mark.parametrize(
-    ("kind", "device", "options", "words"),
-    [
-        ("onnx_artifact", "openvino", {"ort_cpu": OrtCpuOptions()}, r"for \.onnx on device 'cpu'"),
-        ("onnx_artifact", "cuda", {"ort_cpu": OrtCpuOptions()}, r"for \.onnx on device 'cpu'"),
-        ("checkpoint", None, {"ort_cpu": OrtCpuOptions()}, r"for \.onnx on device 'cpu'"),
-        ("onnx_artifact", None, {"openvino": OpenVinoOptions()}, "but the device is 'cpu'"),
-        ("onnx_artifact", "cuda:1", {"openvino": OpenVinoOptions()}, "the device is 'cuda:1'"),
-        ("checkpoint", None, {"openvino": OpenVinoOptions()}, "Pass device 'openvino', or drop"),
-        ("checkpoint", "openvino", {}, r"runs \.onnx only; cable\.safetensors is none"),
-        ("onnx_artifact", "openvino:0", {}, "or openvino for .onnx"),
-    ],
-)
-def test_options_of_another_back_end_are_refused(request, kind, device, options, words):
-    with pytest.raises(BackendError, match=words):
-        load(request.getfixturevalue(kind), device=device, **options)
-
-
-def test_openvino_missing_names_the_extra(onnx_artifact, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(BackendError, match=r"pip install 'destseg-deploy\[openvino\]'"):
-        load(onnx_artifact, device="openvino")
-
-
-# --- load an engine
-
-
-@pytest.fixture
-def bench(monkeypatch, tmp_path):
-    from tests.deploy.trt_cases import Bench
-
-    return Bench(monkeypatch, tmp_path)
-
-
-def test_an_engine_is_loaded_on_a_gpu_and_serves_frames(bench):
-    from tests.deploy.fake_tensorrt import write_engine
-    from tests.deploy.trt_cases import frames_of, wanted
-
-    frames = frames_of(7)
-    with load(write_engine(bench.folder)) as predictor:
-        answer = predictor(frames)
-        assert predictor.is_anomalous(answer).dtype == bool
-    np.testing.assert_array_equal(answer.score, wanted(frames).score)
-    np.testing.assert_array_equal(answer.anomaly_map, wanted(frames).anomaly_map)
-    assert bench.nothing_lives()
-
-
-def test_engine_options_reach_the_runtime(bench, monkeypatch):
-    from tests.deploy.fake_tensorrt import write_engine
-
-    asked = []
-    gpu = bench.gpu
-    monkeypatch.setattr(
-        "destseg_deploy.runtime.trt.open_device",
-        lambda device, *, binding: asked.append((device, binding)) or gpu,
-    )
-    options = EngineOptions(binding="pycuda", contexts=3, cuda_graph=False)
-    with load(write_engine(bench.folder), device="cuda:1", engine=options) as predictor:
-        assert asked == [("cuda:1", "pycuda")]
-        assert [name for name, _ in gpu.calls].count("stream") == 3
-        for _ in range(3):
-            predictor(_frames(1, 64, 64))
-    assert "begin_capture" not in [name for name, _ in gpu.calls]
-
-
-def test_an_engine_never_runs_on_a_cpu(bench):
-    from tests.deploy.fake_tensorrt import write_engine
-
-    with pytest.raises(BackendError, match=r"device 'cpu': fake\.engine .* runs on a GPU only"):
-        load(write_engine(bench.folder), device="cpu")
-    with pytest.raises(BackendError, match=r"device 'openvino': runs \.onnx only; fake\.engine"):
-        load(write_engine(bench.folder), device="openvino")
-
-
-@pytest.mark.parametrize("kind", ["checkpoint", "onnx_artifact"])
-def test_engine_options_are_refused_where_nothing_reads_them(request, kind):
-    with pytest.raises(BackendError, match=r"engine options were given, but it is no \.engine"):
-        load(request.getfixturevalue(kind), engine=EngineOptions())
+    predictor._pipeline = Pipeline()
+    with pytest.raises(BackendError, match="the score nan"):
+        predictor(_frames(1))

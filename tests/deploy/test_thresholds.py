@@ -1,16 +1,34 @@
-"""Thresholds: the promise about rejected good parts, and what is said when it cannot be kept."""
+"""The guarantee about rejected good parts, and what a threshold changes on disk."""
 
 import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from destseg_deploy.errors import MetricError
-from destseg_deploy.thresholds import by_hand, from_labelled, from_normal
+from destseg_deploy.data.finding import list_images
+from destseg_deploy.errors import DataError, MetricError, SpecError
+from destseg_deploy.evaluation.test_set import score_images
+from destseg_deploy.files import sha256
+from destseg_deploy.loading import load
+from destseg_deploy.options import OrtOptions
+from destseg_deploy.spec import ModelSpec, spec_path
+from destseg_deploy.thresholds import (
+    by_hand,
+    from_labelled,
+    from_normal,
+    measure_labelled,
+    measure_normal,
+    set_threshold,
+)
 
 DRAWS = 3000
+ONE_THREAD = OrtOptions(threads=1)
+"""ONNX Runtime's threads wait by spinning, which is slow where other tests run too."""
 
 
 def _rejected(threshold_of, count: int) -> np.ndarray:
@@ -45,7 +63,7 @@ def test_the_rank_is_the_conformal_one():
     result = from_normal(scores, scores / 2, 0.05)
     assert result.score == np.float32(0.94)  # rank 95 of 99
     assert result.pixel == np.float32(0.94) / 2
-    assert result.rule == "target false-reject rate 5.00%: rank 95 of 99 normal images"
+    assert result.rule == "false-reject rate 5 %: rank 95 of the scores of 99 good images"
     assert (result.images, result.false_reject_rate) == (99, 0.05)
 
 
@@ -63,11 +81,13 @@ def test_too_few_images_give_the_largest_and_say_what_it_is_worth():
     assert result.score == np.float32(0.3)
     assert result.pixel == np.float32(0.3) + np.float32(0.1)
     assert result.false_reject_rate == 1 / 5
-    assert "largest of 4 normal images" in result.rule
-    assert "20.00%, not the 1.00% asked for, which takes 99 images" in result.rule
+    expected = (
+        "highest score: 4 good images can guarantee a false-reject rate of 20 %; 1 % needs 99"
+    )
+    assert result.rule == expected
 
 
-def test_what_too_few_images_support_is_true():
+def test_what_too_few_images_can_guarantee_is_true():
     rejected = _rejected(lambda scores: from_normal(scores, scores, 0.001).score, 4)
     assert rejected.mean() == pytest.approx(1 / 5, abs=4 * rejected.std() / np.sqrt(DRAWS))
 
@@ -75,14 +95,14 @@ def test_what_too_few_images_support_is_true():
 @given(st.one_of(st.floats(0.002, 0.9), st.integers(2, 500).map(lambda k: 1 / k)))
 def test_the_number_of_images_it_asks_for_is_enough_and_no_more(rate):
     one = np.zeros(1, np.float32)
-    match = re.search(r"which takes (\d+) images", from_normal(one, one, rate).rule)
+    match = re.search(r"needs (\d+)$", from_normal(one, one, rate).rule)
     if match is None:  # one image is enough
         assert rate >= 0.5 - 1e-9
         return
     count = int(match.group(1))
     enough, fewer = np.zeros(count, np.float32), np.zeros(count - 1, np.float32)
-    assert "target" in from_normal(enough, enough, rate).rule
-    assert "target" not in from_normal(fewer, fewer, rate).rule
+    assert "needs" not in from_normal(enough, enough, rate).rule
+    assert "needs" in from_normal(fewer, fewer, rate).rule
 
 
 def test_ties_are_not_rejected():
@@ -122,7 +142,7 @@ def test_labelled_images_that_can_be_told_apart_are():
     result = from_labelled(scores, labels, peaks)
     np.testing.assert_array_equal(scores > result.score, labels)
     assert result.pixel == np.float32(0.3)
-    assert result.rule == "best F1 (1.0000) on 2 anomalous and 2 normal images"
+    assert result.rule == "best F1 (1.0000) on 2 anomalous and 2 good images"
     assert (result.images, result.false_reject_rate) == (4, None)
 
 
@@ -148,9 +168,92 @@ def test_by_hand():
     assert (chosen.images, chosen.false_reject_rate) == (0, None)
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), "0.3", True])
 def test_by_hand_out_of_range_is_refused(value):
     with pytest.raises(MetricError, match=r"score .*expected between 0 and 1"):
         by_hand(value)
     with pytest.raises(MetricError, match=r"pixel .*expected between 0 and 1"):
         by_hand(0.5, value)
+
+
+# --- on disk
+
+
+@pytest.fixture
+def artifact(onnx_artifact, tmp_path) -> Path:
+    """A copy of the exported model, to be changed."""
+    path = tmp_path / onnx_artifact.name
+    shutil.copy(onnx_artifact, path)
+    shutil.copy(spec_path(onnx_artifact), spec_path(path))
+    return path
+
+
+@pytest.fixture
+def predictor(onnx_artifact):
+    with load(onnx_artifact, options=ONE_THREAD) as predictor:
+        yield predictor
+
+
+def test_only_the_threshold_of_the_spec_changes(artifact, onnx_artifact):
+    chosen = by_hand(1.0, 0.25)
+    set_threshold(artifact, chosen)
+    assert sha256(artifact) == sha256(onnx_artifact)
+    names = sorted(path.name for path in artifact.parent.iterdir())
+    assert names == sorted([artifact.name, spec_path(artifact).name])
+    before, after = ModelSpec.read(onnx_artifact), ModelSpec.read(artifact)
+    assert after.threshold == chosen != before.threshold
+    # The mark of a threshold that came with the weights goes: this one was set here.
+    assert after.extra == {}
+    as_before = replace(after, threshold=before.threshold, extra=before.extra)
+    assert as_before.to_json() == before.to_json()
+    after.check_artifact(artifact)
+
+
+@pytest.mark.parametrize(("score", "found"), [(1.0, False), (0.0, True)])
+def test_a_predictor_that_is_loaded_afterwards_obeys(artifact, frames, score, found):
+    set_threshold(artifact, by_hand(score))
+    with load(artifact, options=ONE_THREAD) as predictor:
+        assert predictor.is_anomalous(predictor(frames)).tolist() == [found] * len(frames)
+
+
+def test_good_images_are_measured(predictor, category):
+    good = list_images(category / "train/good")
+    result = measure_normal(predictor, good, 0.4)
+    assert (result.images, result.false_reject_rate) == (6, 0.4)
+    scores, peaks = score_images(predictor, good)
+    assert (scores > result.score).sum() == 1  # rank 5 of 6
+    assert (peaks > result.pixel).sum() == 1
+    assert measure_normal(predictor, good, 0.7).score < result.score
+
+
+def test_labelled_images_are_measured(predictor, category):
+    result = measure_labelled(predictor, category)
+    assert result.rule.startswith("best F1")
+    images = sorted(category.glob("test/*/*.png"))
+    scores, peaks = score_images(predictor, images)
+    assert (scores > result.score).any()
+    good = [path.parent.name == "good" for path in images]
+    assert result.pixel == peaks[good].max()
+
+
+def test_a_checkpoint_behind_a_link_takes_a_threshold_too(checkpoint, tmp_path):
+    path = tmp_path / checkpoint.name
+    path.symlink_to(checkpoint)
+    shutil.copy(spec_path(checkpoint), spec_path(path))
+    set_threshold(path, by_hand(0.3))
+    with load(path) as predictor:
+        assert predictor.spec.threshold == by_hand(0.3)
+    assert path.is_symlink()
+
+
+def test_a_category_without_defects_is_refused(predictor, category, tmp_path):
+    shutil.copytree(category / "test/good", tmp_path / "good-only/test/good")
+    with pytest.raises(DataError, match="only normal test images"):
+        measure_labelled(predictor, tmp_path / "good-only")
+
+
+def test_a_missing_spec_is_an_error(artifact):
+    spec_path(artifact).unlink()
+    with pytest.raises(SpecError, match="beside it"):
+        set_threshold(artifact, by_hand(0.5))
+    assert not spec_path(artifact).exists()

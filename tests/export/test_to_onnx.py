@@ -4,20 +4,24 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from destseg_deploy.data.resize import resize_image
-from destseg_deploy.errors import ExportError, ParityError, ShapeError
+from destseg_deploy.errors import BackendError, ExportError, OutputError, ParityError, ShapeError
+from destseg_deploy.files import sha256
+from destseg_deploy.loading import load
 from destseg_deploy.models.inference import PixelResize
-from destseg_deploy.predictor import load
-from destseg_deploy.spec import BatchRange, ModelSpec, sha256
-
-onnx = pytest.importorskip("onnx")
-
-from destseg_export import half, to_onnx  # noqa: E402 - needs onnx
-from destseg_export.rounding import open_graph  # noqa: E402 - same
-from destseg_export.verify import Budget, check_parity, compare  # noqa: E402 - same
-from tests.export.half_cases import SCALE, SPREAD, scale_student, with_opset  # noqa: E402 - same
+from destseg_deploy.spec import BatchRange, Budget, ModelSpec, Threshold, spec_path
+from destseg_deploy.spec.contract import ENTRIES
+from destseg_deploy.thresholds import set_threshold
+from destseg_export import to_onnx
+from destseg_export.half import convert as half
+from destseg_export.half.emulate import open_graph
+from destseg_export.parity import Verification, check_parity, compare
+from destseg_export.to_onnx import OnnxOptions
+from tests.export.half.cases import SCALE, SPREAD, scale_student, with_opset
+from tests.export.mutants import MUTANTS
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +31,9 @@ def camera(checkpoint, tmp_path_factory):
     to_onnx.export_onnx(
         checkpoint,
         path,
-        input_size=(96, 160),
-        map_size=(96, 160),
-        batch=BatchRange(2, 2, 2),
-        opset=20,
+        options=OnnxOptions(
+            input_size=(96, 160), map_size=(96, 160), batch=BatchRange(2, 2, 2), opset=20
+        ),
     )
     return path
 
@@ -76,7 +79,7 @@ def test_metadata_says_what_the_spec_says(onnx_artifact):
     model = onnx.load(onnx_artifact, load_external_data=False)
     contract = json.loads({p.key: p.value for p in model.metadata_props}["destseg"])
     spec = json.loads(ModelSpec.read(onnx_artifact).to_json())
-    assert contract == {key: spec[key] for key in to_onnx.CONTRACT}
+    assert contract == {name: spec[name] for name in ENTRIES}
     assert "threshold" not in contract, "a threshold in the graph could not be changed later"
     assert model.producer_name == "destseg-deploy"
 
@@ -90,8 +93,8 @@ def test_no_path_of_this_machine_is_left_in_the_file(onnx_artifact):
 
 def test_parity_is_recorded(onnx_artifact):
     spec = ModelSpec.read(onnx_artifact)
-    assert spec.parity["map_max_abs"] < 1e-4
-    assert spec.parity["control"] > 1e-3
+    assert spec.parity.map_max_abs < 1e-4
+    assert spec.parity.control > 1e-3
     assert spec.artifact.sha256 == sha256(onnx_artifact)
     assert spec.threshold is not None
 
@@ -155,17 +158,48 @@ def test_a_wrong_graph_is_refused_and_leaves_nothing(checkpoint, tmp_path, monke
 
     target = tmp_path / "cable-fp32.onnx"
     target.write_text("an older export")
+    spec_path(target).write_text('{"artifact": {"file": "cable-fp32.onnx"}}')
     monkeypatch.setattr(to_onnx, "trace", swapped)
-    with pytest.raises(ParityError, match="differs from PyTorch on 16 images"):
+    with pytest.raises(ParityError, match=r"differs from PyTorch on .* images"):
         to_onnx.export_onnx(checkpoint, target)
-    assert [path.name for path in tmp_path.iterdir()] == ["cable-fp32.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"cable-fp32.onnx", "cable-fp32.json"}
     assert target.read_text() == "an older export"
 
 
-@pytest.mark.parametrize("opset", [11, 17, 24])
+def test_one_category_is_not_exported_under_the_name_of_another(checkpoint, tmp_path):
+    with pytest.raises(
+        ExportError, match=r"trained on '.*', not on 'screw'\. Leave out --category"
+    ):
+        to_onnx.export_onnx(
+            checkpoint, tmp_path / "screw-fp32.onnx", options=OnnxOptions(category="screw")
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_without_its_suffix_is_refused_before_the_work(checkpoint, tmp_path):
+    with pytest.raises(OutputError, match=r"cable: expected a name that ends in \.onnx"):
+        to_onnx.export_onnx(checkpoint, tmp_path / "cable")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exporting_again_keeps_a_threshold_that_was_set(checkpoint, tmp_path):
+    target, lines = tmp_path / "cable-fp32.onnx", []
+    first = to_onnx.export_onnx(checkpoint, target)
+    set_threshold(target, Threshold(0.25, 0.5, "set by hand"))
+    again = to_onnx.export_onnx(checkpoint, target, report=lines.append)
+    assert again.threshold == ModelSpec.read(target).threshold != first.threshold
+    assert again.threshold.score == 0.25
+    assert any("keeps the threshold 0.250000 (set by hand)" in line for line in lines)
+    wide = OnnxOptions(input_size=(96, 64))
+    other = to_onnx.export_onnx(checkpoint, target, options=wide, report=lines.append)
+    assert other.threshold == first.threshold
+    assert "drops the threshold 0.250000 (set by hand)" in lines[-1]
+
+
+@pytest.mark.parametrize("opset", [-1, 0, 11, 17, 24])
 def test_an_opset_that_would_not_be_written_is_refused(checkpoint, tmp_path, opset):
     with pytest.raises(ExportError, match=f"opset {opset}: expected 18 to 23"):
-        to_onnx.export_onnx(checkpoint, tmp_path / "cable-fp32.onnx", opset=opset)
+        to_onnx.export_onnx(checkpoint, tmp_path / "x.onnx", options=OnnxOptions(opset=opset))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,6 +231,8 @@ def traced(onnx_artifact, monkeypatch):
 
 
 BATCH = BatchRange(1, 2, 4)
+FP16 = OnnxOptions(batch=BATCH, precision="fp16")
+LOOSE = Verification(None, SPREAD.anomaly_map, SPREAD.score)
 
 
 @pytest.mark.parametrize(
@@ -208,18 +244,22 @@ def test_a_half_export_is_compared_as_a_gpu_rounds_it(
     path = tmp_path / f"cable-{precision}.onnx"
     said = []
     spec = to_onnx.export_onnx(
-        checkpoint, path, precision=precision, batch=BATCH, budget=budget, report=said.append
+        checkpoint,
+        path,
+        options=OnnxOptions(batch=BATCH, precision=precision),
+        verification=Verification(None, budget.anomaly_map, budget.score),
+        report=said.append,
     )
     assert spec == ModelSpec.read(path)
     spec.check_artifact(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{path.stem}.json", path.name]
     assert spec.precision == precision
     parity = spec.parity
-    assert parity["rounding"] == f"emulated {precision}"
-    assert (parity["half_convolutions"], parity["convolutions"]) == (63, 66)
-    assert 1e-3 < parity["map_max_abs"] <= budget.anomaly_map
-    assert 0 < parity["map_mean_abs"] < parity["map_max_abs"]
-    assert 1 < parity["largest_activation"]["value"] < 65504
+    assert parity.rounding == f"emulated {precision}"
+    assert (spec.half.half_convolutions, spec.half.convolutions) == (63, 66)
+    assert 1e-3 < parity.map_max_abs <= budget.anomaly_map
+    assert 0 < parity.map_mean_abs <= budget.map_mean
+    assert 1 < spec.half.largest_activation <= 65504 / 8
     model = onnx.load(path)
     assert model.opset_import[0].version == opset
     contract = json.loads({p.key: p.value for p in model.metadata_props}["destseg"])
@@ -227,16 +267,23 @@ def test_a_half_export_is_compared_as_a_gpu_rounds_it(
     names = {t.name for t in model.graph.initializer} | {
         name for node in model.graph.node for name in node.output
     }
-    assert parity["largest_activation"]["tensor"] in names
+    assert spec.half.largest_tensor in names
     assert any(line.startswith(f"63 of 66 convolutions in {precision}") for line in said)
     if precision in to_onnx.RUN_BY_CPU:
         with load(path) as served:
             assert np.isfinite(served(frames).anomaly_map).all()
+    else:
+        assert any("bf16 runs on NVIDIA GPUs" in line for line in said)
+        with pytest.raises(BackendError, match=r"has no bf16 convolution.*NVIDIA GPU"):
+            load(path)
 
 
 @pytest.mark.parametrize(
     ("factor", "words"),
-    [(2.0**7, "reaches .* beyond fp16's 65504"), (2.0**10, "weights are beyond fp16's 65504")],
+    [
+        (2.0**4, "reaches .* an eighth of fp16's 65504"),
+        (2.0**10, "weights are beyond fp16's 65504"),
+    ],
 )
 def test_what_half_cannot_hold_is_refused_and_leaves_nothing(
     checkpoint, onnx_artifact, tmp_path, monkeypatch, factor, words
@@ -244,9 +291,7 @@ def test_what_half_cannot_hold_is_refused_and_leaves_nothing(
     large = scale_student(onnx.load(onnx_artifact), SCALE * factor)
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: large)
     with pytest.raises(ExportError, match=f"{words}.*--precision bf16"):
-        to_onnx.export_onnx(
-            checkpoint, tmp_path / "out/cable-fp16.onnx", precision="fp16", batch=BATCH
-        )
+        to_onnx.export_onnx(checkpoint, tmp_path / "out/cable-fp16.onnx", options=FP16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,18 +303,30 @@ def test_a_half_graph_beyond_its_budget_leaves_nothing(
     kept = [part for part in half.ISLANDS if part != "norm"]
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: large)
     monkeypatch.setattr(to_onnx, "to_half", lambda p, kind: half.to_half(p, kind, islands=kept))
-    with pytest.raises(ParityError, match="differs from PyTorch on 16 images"):
+    with pytest.raises(ParityError, match=r"differs from PyTorch on .* images"):
         to_onnx.export_onnx(
-            checkpoint, tmp_path / "cable-fp16.onnx", precision="fp16", batch=BATCH, budget=SPREAD
+            checkpoint, tmp_path / "cable-fp16.onnx", options=FP16, verification=LOOSE
         )
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("precision", ["int8", "half"])
-def test_an_unknown_precision_is_refused(checkpoint, tmp_path, precision):
-    with pytest.raises(ExportError, match=f"precision '{precision}': expected one of fp32, fp16"):
-        to_onnx.export_onnx(checkpoint, tmp_path / "out/cable.onnx", precision=precision)
+def test_a_wrong_graph_is_refused_before_half_hides_it(
+    checkpoint, onnx_artifact, tmp_path, monkeypatch
+):
+    """The traced graph is compared in fp32, where a layer times 1.02 is seen by far."""
+    wrong = onnx.load(onnx_artifact)
+    MUTANTS["layer 0.55 x 1.02"](wrong)
+    monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: wrong)
+    target = tmp_path / "cable-fp16.onnx"
+    with pytest.raises(ParityError, match=r"cable-fp16\.onnx in fp32: differs from PyTorch"):
+        to_onnx.export_onnx(checkpoint, target, options=FP16, verification=LOOSE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "half"])
+def test_an_unknown_precision_is_refused(precision):
+    with pytest.raises(ExportError, match=f"precision '{precision}': expected one of fp32, fp16"):
+        OnnxOptions(precision=precision)
 
 
 def test_a_camera_graph_in_half_resizes_in_fp32(checkpoint, camera):

@@ -1,4 +1,4 @@
-"""destseg-bench: what artifacts do, measured."""
+"""destseg-bench: speed and accuracy of models and artifacts, measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from destseg_bench.cli.accuracy import accuracy
 from destseg_bench.cli.agreement import agreement
 from destseg_bench.cli.compare import compare
 from destseg_bench.cli.cpu import cpu
-from destseg_bench.cli.gpu_acceptance import gpu_acceptance
+from destseg_bench.cli.gpu import gpu, pack_command, random_model, rates, unpack_command
 from destseg_bench.cli.latency import latency
 from destseg_bench.cli.nncf import nncf
 from destseg_bench.cli.report import report
@@ -17,31 +17,37 @@ from destseg_bench.cli.rewrites import rewrites
 from destseg_bench.cli.systems import systems
 from destseg_bench.cli.table_s4 import table_s4
 from destseg_bench.cli.training import training
-from destseg_deploy.console import OneLineErrorsGroup
+from destseg_deploy.cli.console import OneLineErrorsGroup
+from destseg_deploy.cli.options import VERSION
 
 
 @click.group(cls=OneLineErrorsGroup, invoke_without_command=True)
-@click.version_option(package_name="destseg-deploy")
+@VERSION
 @click.pass_context
 def bench(ctx: click.Context) -> None:
-    """Measure models and artifacts on the machine at hand.
-
-    Without a command: table-s4, as it is without options.
-    """
+    """Measure models and artifacts on the machine at hand."""
     if ctx.invoked_subcommand is None:
-        table_s4.main([], prog_name="destseg-bench table-s4", standalone_mode=False)
+        click.echo(ctx.get_help())
 
 
-bench.add_command(ablation)
-bench.add_command(accuracy)
-bench.add_command(agreement)
-bench.add_command(compare)
-bench.add_command(cpu)
-bench.add_command(gpu_acceptance)
-bench.add_command(latency)
-bench.add_command(nncf)
-bench.add_command(report)
-bench.add_command(rewrites)
-bench.add_command(systems)
-bench.add_command(table_s4)
-bench.add_command(training)
+COMMANDS = (
+    ablation,
+    accuracy,
+    agreement,
+    compare,
+    cpu,
+    gpu,
+    latency,
+    nncf,
+    pack_command,
+    random_model,
+    rates,
+    report,
+    rewrites,
+    systems,
+    table_s4,
+    training,
+    unpack_command,
+)
+for command in COMMANDS:
+    bench.add_command(command)

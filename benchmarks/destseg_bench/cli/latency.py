@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from destseg_bench.cli.timing_options import BATCHES
-from destseg_deploy.atomic import replacing
-from destseg_deploy.cli.options import FILE, FOLDER, THREADS, known_device
+from destseg_bench.results import start_result, write_result
+from destseg_deploy.cli.console import OneLineErrors, progress
+from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option, known_device
 from destseg_deploy.cli.training_options import counts
-from destseg_deploy.console import OneLineErrors, progress
-from destseg_deploy.environment import describe_environment
+from destseg_deploy.errors import BackendError
 
-ROW = "{:<44} {:>5} {:>7} {:>6} {:>8} {:>8} {:>8} {:>9} {:>7}"
-HEADS = ("contender", "batch", "streams", "frames", "median", "p90", "p99", "images/s", "faster")
+BATCHES = click.option(
+    "--batch",
+    "batches",
+    default="1",
+    metavar="N[,N...]",
+    callback=counts,
+    help="Images per call; one table for each.",
+)
 
 
 @click.command(cls=OneLineErrors)
@@ -35,11 +39,17 @@ HEADS = ("contender", "batch", "streams", "frames", "median", "p90", "p99", "ima
     callback=counts,
     help="Calls at the same time; one table for each.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=30, help="Calls that count.")
-@click.option("--warmup", type=click.IntRange(1), default=3, help="Calls before, which do not.")
+@click.option("--rounds", type=click.IntRange(1), default=30, help="Timed calls of each.")
+@click.option("--warmup", type=click.IntRange(1), default=3, help="Calls before, not timed.")
 @THREADS
 @click.option("--compiled", is_flag=True, help="Let torch.compile compete; it takes minutes.")
-@click.option("--output", type=FILE, help="JSON file, written anew after every batch size.")
+@click.option(
+    "--rates",
+    is_flag=True,
+    help="Also give each time's share of the matrix rate and memory floor; on a GPU always.",
+)
+@click.option("--output", type=FILE, help="JSON file, written anew after every table.")
+@bit_depth_option
 def latency(
     artifacts: tuple[Path, ...],
     images: Path,
@@ -48,6 +58,7 @@ def latency(
     streams: tuple[int, ...],
     threads: int,
     compiled: bool,
+    rates: bool,
     output: Path | None,
     **protocol: Any,
 ) -> None:
@@ -56,58 +67,42 @@ def latency(
     ARTIFACTS are .safetensors (PyTorch, in several ways), .onnx and .engine. Ratios are to the
     first contender. What cannot run here is named with the reason.
     """
-    from destseg_bench.contenders import list_contenders
-    from destseg_bench.latency import find_frames, measure_latency
+    from destseg_bench.report.speed_tables import latency as tables
+    from destseg_bench.speed.contenders import list_contenders
+    from destseg_bench.speed.latency import find_frames, measure_latency
     from destseg_bench.timing import SETTLE
 
     contenders = list_contenders(artifacts, device=device, threads=threads, compiled=compiled)
     frames = find_frames(images, max(batches))
-    protocol["settle"] = 0.0 if device.startswith("cuda") else SETTLE
-    environment, rows = describe_environment(), list[dict[str, Any]]()
-    click.echo(f"{device}; milliseconds per call, interleaved")
-    click.echo(ROW.format(*HEADS))
+    on_gpu = device.startswith("cuda")
+    protocol["settle"] = 0.0 if on_gpu else SETTLE  # a GPU's clock falls in a rest
+    order = {"order": "interleaved, shifted by one each round"}
+    result = start_result("latency", device=device, protocol={**protocol, **order}, complete=False)
+    result["rows"] = []
+    if rates or on_gpu:
+        result["rates"] = _rates(device)
     with progress("timing") as advance:
-        measured = measure_latency(
+        for rows in measure_latency(
             contenders, frames, batches=batches, streams=streams, report=advance, **protocol
-        )
-        for found in measured:
-            rows += found
-            for row in found:
-                click.echo(_line(row))
-            if output is not None:
-                planned = len(contenders) * len(batches) * len(streams)
-                _write(output, environment, device, protocol, rows, len(rows) == planned)
+        ):
+            if found := result.get("rates"):
+                from destseg_bench.speed.matrix_rate import add_shares
+
+                for row in rows:
+                    add_shares(row, found)
+            result["rows"] += rows
+            write_result(output, result)
+            for table in tables({**result, "rows": rows}):
+                click.echo(table.text())
+    result["complete"] = True
+    write_result(output, result)
 
 
-def _line(row: dict[str, Any]) -> str:
-    head = (row["name"], row["batch"], row["streams"], row["origin"])
-    if "skipped" in row:
-        return f"{ROW.format(*head, '', '', '', '', '').rstrip()} skipped: {row['skipped']}"
-    times = (f"{row[name]:.2f}" for name in ("median", "p90", "p99"))
-    return ROW.format(
-        *head, *times, f"{row['images_per_second']:.1f}", f"{row['times_faster']:.2f}x"
-    )
+def _rates(device: str) -> dict[str, Any] | None:
+    """Return what the device can do at best; None where it is not there, as the rows then say."""
+    from destseg_bench.speed.matrix_rate import measure_rates
 
-
-def _write(
-    output: Path,
-    environment: dict[str, Any],
-    device: str,
-    protocol: dict[str, Any],
-    rows: list[dict[str, Any]],
-    complete: bool,
-) -> None:
-    result: dict[str, Any] = {
-        "kind": "latency",
-        "environment": environment,
-        "device": device,
-        "protocol": {**protocol, "order": "interleaved, shifted by one each round"},
-        "complete": complete,
-        "rows": rows,
-    }
-    if complete and device.startswith("cuda"):
-        from destseg_bench.matrix_rate import measure_matrix_rate
-
-        result["matrix_rate"] = measure_matrix_rate(device)
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    try:
+        return measure_rates(device)
+    except BackendError:
+        return None

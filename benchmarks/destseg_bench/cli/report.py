@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from destseg_bench.report.page import find_results, write_report
-from destseg_bench.report.readme import fill_tables
-from destseg_deploy.atomic import replacing
+from destseg_deploy.cli.console import OneLineErrors, say
 from destseg_deploy.cli.options import FILE, FOLDER
-from destseg_deploy.console import OneLineErrors
 from destseg_deploy.errors import DataError
+from destseg_deploy.files import replacing
 
 RESULTS = Path("benchmarks/results")
 
@@ -26,24 +24,22 @@ def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) 
     RESULTS are files that destseg-bench and destseg-export's studies wrote, or folders of them;
     benchmarks/results unless given. --readme takes one folder.
     """
+    from destseg_bench.report.pages import fill_tables, find_results, write_page
+
     if (output is None) == (readme is None):
         raise click.UsageError("Give either --output FOLDER or --readme FILE.")
     sources = results or (RESULTS,)
     if output is not None:
-        for path in write_report(find_results(sources), output):
-            click.echo(path)
+        for path in write_page(find_results(sources), output):
+            say(str(path))
     elif readme is not None:
         if len(sources) != 1 or not sources[0].is_dir():
             raise click.UsageError("--readme takes one folder of results.")
-        _fill(readme, sources[0])
-
-
-def _fill(readme: Path, results: Path) -> None:
-    if not readme.is_file():
-        raise DataError(f"{readme}: no such file. Expected Markdown with marked tables.")
-    before = readme.read_text(encoding="utf-8")
-    after = fill_tables(before, results)
-    if after != before:
-        with replacing(readme) as temporary:
-            temporary.write_text(after, encoding="utf-8")
-    click.echo(f"{readme}: {'changed' if after != before else 'as before'}")
+        if not readme.is_file():
+            raise DataError(f"{readme}: no such file. Expected Markdown with marked tables.")
+        before = readme.read_text(encoding="utf-8")
+        after = fill_tables(before, sources[0])
+        if after != before:
+            with replacing(readme) as temporary:
+                temporary.write_text(after, encoding="utf-8")
+        say(f"{readme}: {'changed' if after != before else 'as before'}")

@@ -1,19 +1,15 @@
-"""destseg-bench rewrites."""
+"""destseg-bench rewrites: the time that each fusion saves."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from destseg_bench.cli.timing_options import BATCHES
-from destseg_deploy.cli.options import FILE, FOLDER, THREADS
-from destseg_deploy.console import OneLineErrors, progress
-from destseg_deploy.environment import describe_environment
-
-ROW = "{:<24} {:<12} {:>5} {:>7} {:>8} {:>6} {:>13}"
-HEADS = ("graph", "back end", "batch", "GMAC", "ms", "ratio", "95 %")
+from destseg_bench.cli.latency import BATCHES
+from destseg_bench.results import start_result, write_result
+from destseg_deploy.cli.console import OneLineErrors, progress
+from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option
 
 
 @click.command(cls=OneLineErrors)
@@ -24,6 +20,7 @@ HEADS = ("graph", "back end", "batch", "GMAC", "ms", "ratio", "95 %")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls each.")
 @THREADS
 @click.option("--output", type=FILE, help="JSON file, written anew after each back end.")
+@bit_depth_option
 def rewrites(
     plain: Path,
     folder: Path,
@@ -33,53 +30,31 @@ def rewrites(
     threads: int,
     output: Path | None,
 ) -> None:
-    """Time what each rewrite of destseg-export fuse is worth on this CPU.
+    """Time what each fusion of destseg-export fuse is worth on this CPU.
 
     PLAIN is the export without fusions, FOLDER what destseg-export fuse PLAIN --each FOLDER wrote.
-    A ratio is the time without a rewrite by the time with all of them, round by round: below 1 the
-    rewrite is a loss.
+    A ratio is the time without one fusion divided by the time with all fusions, round by round.
+    Below 1, the fusion costs time.
     """
-    from destseg_bench.latency import find_frames, stack_frames
-    from destseg_bench.result_file import write_result
-    from destseg_bench.rewrites import BACK_ENDS, time_rewrites
+    from destseg_bench.report.speed_tables import fusions as tables
+    from destseg_bench.speed.fusions import BACK_ENDS, time_fusions
+    from destseg_bench.speed.latency import find_frames, stack_frames
     from destseg_deploy.spec import ModelSpec
 
     size = ModelSpec.read(plain).size
     paths = find_frames(images, max(batches))
-    rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {
-        "kind": "rewrites",
-        "environment": describe_environment(),
-        "rounds": rounds,
-        "threads": threads,
-        "complete": False,
-        "rows": rows,
-    }
+    result = start_result("rewrites", rounds=rounds, threads=threads, complete=False, rows=[])
     for batch in batches:
         frames = stack_frames(paths, size, batch)
+        rows = []
         for back_end in BACK_ENDS:
             with progress(back_end) as advance:
-                found = time_rewrites(
+                rows += time_fusions(
                     plain, folder, frames, back_end, rounds=rounds, threads=threads, report=advance
                 )
-            if not rows:
-                click.echo(ROW.format(*HEADS))
-            rows += found
-            for row in found:
-                click.echo(_line(row))
-            result["complete"] = len(rows) == len(found) * len(BACK_ENDS) * len(batches)
-            if output is not None:
-                write_result(output, result)
-
-
-def _line(row: dict[str, Any]) -> str:
-    ratio = row["ratio"]
-    return ROW.format(
-        row["contender"],
-        row["back_end"],
-        row["batch"],
-        f"{row['gmac']:.2f}",
-        f"{row['milliseconds']['median']:.1f}",
-        f"{ratio['median']:.3f}",
-        f"{ratio['low']:.3f}-{ratio['high']:.3f}",
-    )
+            write_result(output, {**result, "rows": result["rows"] + rows})
+        result["rows"] += rows
+        for table in tables({**result, "rows": rows}):
+            click.echo(table.text())
+    result["complete"] = True
+    write_result(output, result)

@@ -1,20 +1,25 @@
-"""The options of the commands that measure many runs, and which of them go together."""
+"""The options of the commands that measure many runs, and what the commands do with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_deploy.cli.options import DATA, FILE, FOLDER
-from destseg_deploy.cli.training_options import SEEDS, training_options
-from destseg_deploy.console import progress
+from destseg_deploy.cli.console import progress, say
+from destseg_deploy.cli.options import DATA, FILE, FOLDER, bit_depth_option
+from destseg_deploy.cli.training_options import SEEDS, paper_options, split_training_options
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from destseg_bench.accuracy.measure import MeasuredRun
+    from destseg_bench.accuracy.runs import Run
+    from destseg_deploy.training.recipe import Recipe, TrainingOptions
 
-_SOURCES = (
+SOURCES = (
     click.option(
         "--category",
         "categories",
@@ -35,16 +40,107 @@ _SOURCES = (
     ),
 )
 
-
-def run_options(command: Command) -> Command:
-    """Give a command the options of its runs, those of training included."""
-    command = training_options(command)
-    for option in reversed(_SOURCES):
-        command = option(command)
-    return command
+OWN = ("categories", "data", "checkpoints", "train_into", "seeds", "output")
+"""Names of the values of ``SOURCES``; the other options are those of training."""
 
 
-def check_source(ctx: click.Context, training: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What the user asked to measure: either checkpoints, or runs to train first.
+
+    Attributes:
+        categories: Names of categories; empty for the default.
+        data: Folder that holds them.
+        checkpoints: Folder of checkpoints; None to train.
+        train_into: Folder of the checkpoints to be trained; None to find them.
+        seeds: To train with, or which checkpoints to take; all when empty.
+        output: JSON file for the results.
+        recipe: The recipe that the options of training name.
+        training: The other options of training; their device also measures.
+        textures: Folder of textures to train with; None for procedural ones.
+    """
+
+    categories: tuple[str, ...]
+    data: Path
+    checkpoints: Path | None
+    train_into: Path | None
+    seeds: tuple[int, ...]
+    output: Path | None
+    recipe: Recipe
+    training: TrainingOptions
+    textures: Path | None
+
+    def plan(self, folder: Path) -> list[Run]:
+        """Return the runs to train into a folder; errors are ``paper_folders``'s."""
+        from destseg_bench.accuracy.runs import paper_folders, plan_runs
+
+        folders = paper_folders(self.data, self.categories)
+        return plan_runs(folders, self.seeds, folder, self.recipe)
+
+    def take(self, folder: Path, *, nested: bool = False) -> list[Run]:
+        """Return the runs of the checkpoints in a folder; errors are ``take_runs``'s."""
+        from destseg_bench.accuracy.runs import take_runs
+
+        return take_runs(
+            folder,
+            self.data,
+            categories=self.categories,
+            seeds=self.seeds,
+            nested=nested,
+            notify=_notify,
+        )
+
+    def measure(
+        self, runs: Sequence[Run], summarize: Callable[[Sequence[MeasuredRun]], dict[str, Any]]
+    ) -> list[MeasuredRun]:
+        """Measure runs, after training them if that is asked; errors are ``measure_runs``'s."""
+        from destseg_bench.accuracy.measure import make_trainer, measure_runs
+        from destseg_deploy.training.precision import pick_device
+
+        device = str(pick_device(self.training.device))
+        train = self.train_into is not None
+        return measure_runs(
+            runs,
+            summarize,
+            device=device,
+            trainer=make_trainer(self.recipe, self.training, self.textures) if train else None,
+            output=self.output,
+            progress=progress,
+            notify=_notify,
+        )
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of its runs; it gets them as its argument ``request``."""
+
+    @wraps(command)
+    def run(ctx: click.Context, /, **options: Any) -> None:
+        options.pop("table", None)  # the ablation's own, which reads it from the context
+        own = {name: options.pop(name) for name in OWN}
+        _check_source(ctx, options)
+        if own["checkpoints"] is not None and not _was_given(ctx, "seeds"):
+            own["seeds"] = ()  # the option's default is for training
+        recipe, training, textures = split_training_options(options)
+        request = Request(**own, recipe=recipe, training=training, textures=textures)
+        command(ctx, request)
+
+    decorated: Callable[..., None] = bit_depth_option(paper_options(click.pass_context(run)))
+    for option in reversed(SOURCES):
+        decorated = option(decorated)
+    return decorated
+
+
+def refuse_option(ctx: click.Context, name: str, reason: str) -> None:
+    """Refuse an option that was given.
+
+    Raises:
+        click.UsageError: If it was.
+    """
+    if _was_given(ctx, name):
+        raise click.UsageError(f"{_flag(ctx, name)}: {reason}")
+
+
+def _check_source(ctx: click.Context, training: dict[str, Any]) -> None:
     """Make sure that runs are either found or trained, and not half of each.
 
     Args:
@@ -58,43 +154,16 @@ def check_source(ctx: click.Context, training: dict[str, Any]) -> None:
         raise click.UsageError("Give either --checkpoints FOLDER or --train-into FOLDER.")
     if ctx.params["checkpoints"] is not None:
         for name in sorted(set(training) - {"device"}):
-            if was_given(ctx, name):
-                raise click.UsageError(
-                    f"{_flag(ctx, name)} is for training, and --checkpoints trains nothing."
-                )
+            refuse_option(ctx, name, "it is for training, and --checkpoints trains nothing.")
 
 
-def refuse_option(ctx: click.Context, name: str, reason: str) -> None:
-    """Refuse an option that was given.
-
-    Raises:
-        click.UsageError: If it was.
-    """
-    if was_given(ctx, name):
-        raise click.UsageError(f"{_flag(ctx, name)}: {reason}")
-
-
-def was_given(ctx: click.Context, name: str) -> bool:
-    """Return whether the user gave an option."""
+def _was_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-
-
-def notify(text: str) -> None:
-    """Print a note where progress goes."""
-    click.echo(f"note: {text}", err=True)
-
-
-def measuring(device: str, output: Path | None) -> dict[str, Any]:
-    """Return the arguments of ``measure_accuracy`` that all commands give alike.
-
-    Raises:
-        BackendError: If the device is not there.
-    """
-    from destseg_deploy.training.place import pick_device
-
-    place = str(pick_device(device))
-    return {"device": place, "output": output, "progress": progress, "notify": notify}
 
 
 def _flag(ctx: click.Context, name: str) -> str:
     return next(param.opts[0] for param in ctx.command.params if param.name == name)
+
+
+def _notify(text: str) -> None:
+    say(f"note: {text}", err=True)

@@ -8,14 +8,9 @@ from typing import Any
 import click
 
 from destseg_bench.cli.table_s4 import WEIGHTS
-from destseg_bench.result_file import require_rows, result_writer
-from destseg_bench.tables import align
-from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE
-from destseg_deploy.console import OneLineErrors, progress
-from destseg_deploy.environment import describe_environment
-
-HEADS = ["system", "image AUROC", "pixel AUROC", "pixel AP", "PRO", "IAP", "minutes", "paper AUROC"]
-METRICS = ("image AUROC", "pixel AUROC", "pixel AP", "PRO@0.3", "IAP")
+from destseg_bench.results import require_rows, start_result, write_result
+from destseg_deploy.cli.console import OneLineErrors, progress
+from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE, bit_depth_option
 
 
 @click.command(cls=OneLineErrors)
@@ -31,6 +26,7 @@ METRICS = ("image AUROC", "pixel AUROC", "pixel AP", "PRO@0.3", "IAP")
 @PLACE
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every choice.")
 @click.option("--output", type=FILE, help="JSON file, written anew after each system.")
+@bit_depth_option
 def systems(
     names: tuple[str, ...],
     category: str,
@@ -44,42 +40,23 @@ def systems(
 
     The quick schedule shows that each of them works; it is not the paper's.
     """
-    from destseg_bench.baselines.catalogue import OPENERS
-    from destseg_bench.baselines.system import Task
-    from destseg_bench.system_accuracy import measure_systems
-    from destseg_deploy.data.mvtec import find_category, list_train
-    from destseg_deploy.training.place import pick_device
+    from destseg_bench.report.accuracy_tables import systems as tables
+    from destseg_bench.systems.accuracy import measure_systems
+    from destseg_bench.systems.catalogue import SYSTEMS, check_systems
+    from destseg_bench.systems.system import Task
+    from destseg_deploy.data.mvtec import find_category
+    from destseg_deploy.training.precision import pick_device
 
-    folder = find_category(data, category)
-    images = tuple(list_train(folder))
-    place = pick_device(device)
-    task = Task(folder, images, device=place, pretrained=not random_weights, **options)
-    write = result_writer(
-        output,
-        {
-            "kind": "systems",
-            "environment": describe_environment(),
-            "device": str(place),
-            "category": category,
-            "normal_images": len(images),
-            "schedule": task.schedule,
-            "seed": task.seed,
-            "textures": "procedural" if task.textures is None else task.textures.name,
-        },
-        planned=len(names or OPENERS),
-    )
-    rows = measure_systems(names or tuple(OPENERS), task, progress=progress, save=write)
-    require_rows(rows)
-    click.echo(f"{category}, {task.schedule} schedule, in percent")
-    for line in align([HEADS, *[_cells(row) for row in rows.values() if "skipped" not in row]]):
-        click.echo(line)
-    for name, row in rows.items():
-        if "skipped" in row:
-            click.echo(f"{name} skipped: {row['skipped']}")
+    chosen = names or tuple(SYSTEMS)
+    check_systems(chosen)
+    folder, place = find_category(data, category), pick_device(device)
+    task = Task.of_category(folder, device=place, pretrained=not random_weights, **options)
+    result = start_result("systems", **task.to_dict())
 
+    def save(rows: dict[str, Any]) -> None:
+        result.update(complete=len(rows) == len(chosen), systems=rows)
+        write_result(output, result)
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    random = ", random weights" if row["weights"] == "random" else ""
-    values = [f"{100 * row['metrics'][name]:.1f}" for name in METRICS if name in row["metrics"]]
-    values += ["-"] * (len(METRICS) - len(values))
-    return [f"{row['name']}{random}", *values, f"{row['minutes']:.1f}", row["paper"] or "-"]
+    require_rows(measure_systems(chosen, task, progress=progress, save=save))
+    for table in tables(result):
+        click.echo(table.text())

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_bench.result_file import require_rows, write_result
-from destseg_bench.tables import align
-from destseg_deploy.cli.options import FILE, FOLDER, PLACE
+from destseg_bench.results import require_rows, start_result, write_result
+from destseg_deploy.cli.console import OneLineErrors, progress, say
+from destseg_deploy.cli.options import FILE, FOLDER, PLACE, bit_depth_option
 from destseg_deploy.cli.training_options import counts
-from destseg_deploy.console import OneLineErrors, progress
-from destseg_deploy.environment import describe_environment
 
 if TYPE_CHECKING:
-    from destseg_bench.baselines.system import Task
-    from destseg_bench.table_s4 import Protocol
+    from destseg_bench.systems.table_s4 import Protocol
 
 SAMPLE_TRAIN = 224
 """Normal images of the built-in category: as many as MVTec AD's cable has."""
@@ -56,14 +53,13 @@ WEIGHTS = click.option(
     callback=_weights,
     help="Pretrained weights: resnet18, wide_resnet50_2 or vq; repeatable.",
 )
-SYSTEMS = click.option(
-    "--system",
-    "names",
-    multiple=True,
-    help="A system to measure; repeatable.  [default: Table S4's; 'all' adds S5's]",
-)
 OPTIONS = (
-    SYSTEMS,
+    click.option(
+        "--system",
+        "names",
+        multiple=True,
+        help="A system to measure; repeatable.  [default: Table S4's; 'all' adds S5's]",
+    ),
     click.option("--category", help="Folder below --data.  [default: a drawn one]"),
     click.option("--data", type=FOLDER, help="Folder that holds the categories."),
     click.option("--textures", type=FOLDER, help="Texture images; built-in ones if left out."),
@@ -73,8 +69,9 @@ OPTIONS = (
         "artifacts",
         type=FILE,
         multiple=True,
-        help="Checkpoint, .onnx or .engine to time besides; repeatable.",
+        help="Checkpoint, .onnx or .engine to time as well; repeatable.",
     ),
+    bit_depth_option,
     PLACE,
     click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: torch's."),
     click.option("--tf32", is_flag=True, help="Let a GPU round float32 to TF32, as torch does."),
@@ -118,9 +115,12 @@ def table_s4(
     """
     import torch
 
-    from destseg_bench.baselines.catalogue import check_systems
-    from destseg_bench.table_s4 import OTHERS, TABLE, Protocol, measure_table
-    from destseg_deploy.training.place import pick_device
+    from destseg_bench.report.speed_tables import table_s4 as tables
+    from destseg_bench.speed.latency import find_frames
+    from destseg_bench.systems.catalogue import check_systems
+    from destseg_bench.systems.system import Task
+    from destseg_bench.systems.table_s4 import OTHERS, TABLE, Protocol, measure_table
+    from destseg_deploy.training.precision import pick_device
 
     if options.pop("quick"):
         options.update(QUICK)
@@ -132,115 +132,61 @@ def table_s4(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     fields = ("batches", "rounds", "warmup", "training_rounds", "full")
     protocol = Protocol(**{name: options.pop(name) for name in fields})
-    with _category(options.pop("category"), options.pop("data")) as folder:
-        task = _task(folder, place, **options)
-        settings = _settings(task, protocol, torch.get_num_threads(), tf32)
-        result = {"environment": describe_environment(), **settings, "complete": False}
-        write = _writer(output, result)
-        images = _test_images(folder, max(protocol.batches))
+    with _folder(options.pop("category"), options.pop("data")) as folder:
+        task = Task.of_category(folder, "paper", device=place, pretrained=False, **options)
+        result = start_result(
+            "table-s4",
+            **task.to_dict(),
+            threads=torch.get_num_threads(),
+            tf32=tf32,
+            protocol={**asdict(protocol), "notes": list(PROTOCOL)},
+            complete=False,
+        )
+
+        def save(systems: dict[str, Any]) -> None:
+            result["systems"] = systems
+            write_result(output, result)
+
+        images = find_frames(folder / "test", max(8, *protocol.batches))
         with progress("measuring") as advance:
-            systems = measure_table(chosen, task, images, protocol, save=write, report=advance)
-            if artifacts:
-                result["artifacts"] = _artifacts(artifacts, str(place), threads, images, protocol)
+            systems = measure_table(chosen, task, images, protocol, save=save, report=advance)
+        if artifacts:
+            result["artifacts"] = _artifacts(artifacts, str(place), threads, images, protocol)
     result["complete"] = True
-    write(systems)
+    save(systems)
     require_rows(systems)
-    _show(result)
+    for table in tables(result):
+        click.echo(table.text())
+    click.echo("\n".join(f"- {note}" for note in PROTOCOL))
 
 
-def _category(category: str | None, data: Path | None) -> Any:
+@contextmanager
+def _folder(category: str | None, data: Path | None) -> Iterator[Path]:
+    """Give the category's folder, or a drawn one while it is needed."""
     from destseg_deploy.data.mvtec import find_category
+    from destseg_deploy.data.sample.category import write_sample
 
     if (category is None) != (data is None):
         raise click.UsageError("Give both --category and --data, or neither for a drawn category.")
-    return _drawn() if category is None or data is None else _there(find_category(data, category))
-
-
-@contextmanager
-def _drawn() -> Iterator[Path]:
-    from destseg_deploy.data.sample import write_sample
-
+    if category is not None and data is not None:
+        yield find_category(data, category)
+        return
     with TemporaryDirectory() as folder:
-        click.echo(f"drawing {SAMPLE_TRAIN} normal images", err=True)
+        say(f"drawing {SAMPLE_TRAIN} normal images", err=True)
         yield write_sample(Path(folder), train=SAMPLE_TRAIN, good=8, per_defect=1)
-
-
-@contextmanager
-def _there(folder: Path) -> Iterator[Path]:
-    yield folder
-
-
-def _task(folder: Path, place: Any, **options: Any) -> Task:
-    from destseg_bench.baselines.system import Task
-    from destseg_deploy.data.mvtec import list_train
-
-    return Task(
-        folder, tuple(list_train(folder)), "paper", device=place, pretrained=False, **options
-    )
-
-
-def _settings(task: Task, protocol: Protocol, threads: int, tf32: bool) -> dict[str, Any]:
-    return {
-        "kind": "table-s4",
-        "device": str(task.device),
-        "category": task.category.name,
-        "normal_images": len(task.images),
-        "schedule": task.schedule,
-        "threads": threads,
-        "tf32": tf32,
-        "seed": task.seed,
-        "textures": "procedural" if task.textures is None else task.textures.name,
-        "protocol": {**asdict(protocol), "notes": list(PROTOCOL)},
-    }
-
-
-def _test_images(folder: Path, count: int) -> list[Path]:
-    from destseg_bench.latency import find_frames
-
-    return find_frames(folder / "test", max(8, count))
 
 
 def _artifacts(
     artifacts: tuple[Path, ...], device: str, threads: int, images: list[Path], protocol: Protocol
 ) -> list[dict[str, Any]]:
-    from destseg_bench.contenders import list_contenders
-    from destseg_bench.latency import measure_latency
+    from destseg_bench.speed.contenders import list_contenders
+    from destseg_bench.speed.latency import measure_latency
 
-    contenders = list_contenders(artifacts, device=device, threads=threads)
-    rows: list[dict[str, Any]] = []
-    for found in measure_latency(
-        contenders,
+    measured = measure_latency(
+        list_contenders(artifacts, device=device, threads=threads),
         images,
         batches=protocol.batches,
         rounds=protocol.rounds,
         warmup=protocol.warmup,
-    ):
-        rows += found
-    return rows
-
-
-def _writer(output: Path | None, result: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    def write(systems: dict[str, Any]) -> None:
-        result["systems"] = systems
-        if output is not None:
-            write_result(output, result)
-
-    return write
-
-
-def _show(result: dict[str, Any]) -> None:
-    from destseg_bench.s4_text import HEADS, artifact_rows, s4_rows
-
-    environment, systems = result["environment"], result["systems"]
-    hardware = environment["gpu"] if result["device"].startswith("cuda") else environment["cpu"]
-    click.echo(f"{hardware}, {result['threads']} threads, {result['category']}")
-    for line in align([HEADS, *s4_rows(systems)]):
-        click.echo(line)
-    for name, row in systems.items():
-        if "skipped" in row:
-            click.echo(f"{name} skipped: {row['skipped']}")
-    for line in artifact_rows(result.get("artifacts", [])):
-        click.echo(line)
-    click.echo("ratios are to DeSTSeg as the reference computes it; the paper's are of one V100")
-    for note in result["protocol"]["notes"]:
-        click.echo(f"- {note}")
+    )
+    return [row for rows in measured for row in rows]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from destseg_deploy.atomic import replacing
-from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE
-from destseg_deploy.console import OneLineErrors, progress
-from destseg_deploy.environment import describe_environment
-from destseg_deploy.recipe import Recipe
-
-ROW = "{:<14} {:>5} {:>26} {:>26} {:>27}"
+from destseg_bench.results import start_result, write_result
+from destseg_deploy.cli.console import OneLineErrors, progress
+from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE, bit_depth_option
+from destseg_deploy.training.recipe import Recipe, TrainingOptions
 
 
 @click.command(cls=OneLineErrors)
@@ -27,16 +23,17 @@ ROW = "{:<14} {:>5} {:>26} {:>26} {:>27}"
     "--teacher",
     type=click.Choice(["imagenet", "random"]),
     default="imagenet",
-    help="Time does not depend on the weights.",
+    help="random needs no file; times do not depend on the weights.",
 )
 @click.option("--batch-size", type=int, default=32, help="Images per step.")
 @click.option("--size", type=int, default=256, help="Image size of the network.")
 @click.option("--steps", type=int, default=4, help="Steps of each phase in a round, 1 to 10.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Rounds, one after another.")
-@click.option("--compiled", is_flag=True, help="Let torch.compile compete, too.")
+@click.option("--compiled", is_flag=True, help="Let torch.compile compete, too; it takes minutes.")
 @PLACE
 @click.option("--workers", type=click.IntRange(0), default=2, help="As destseg-train's.")
 @click.option("--output", type=FILE, help="JSON file for the result.")
+@bit_depth_option
 def training(
     category: str,
     data: Path,
@@ -46,51 +43,43 @@ def training(
     textures: Path | None,
     device: str,
     output: Path | None,
+    steps: int,
+    rounds: int,
     **options: Any,
 ) -> None:
-    """Measure the lean training beside the reference's loop, interleaved, phase by phase."""
-    from destseg_bench.training_speed import CONTENDERS, measure_training, summarize
+    """Measure the lean training beside the reference's loop, in turns, phase by phase."""
+    from destseg_bench.report.speed_tables import training as tables
+    from destseg_bench.speed.training import CONTENDERS, measure_training, summarize
     from destseg_deploy.data.mvtec import find_category
-    from destseg_deploy.training.jobs import open_bank
+    from destseg_deploy.training.run import open_bank
 
     recipe = Recipe(size=size, batch_size=batch_size)
     folder = find_category(data, category)
     bank = open_bank(textures, recipe, device)
-    contenders = CONTENDERS if compiled else CONTENDERS[:3]
+    result = start_result(
+        "training",
+        device=str(bank.device),
+        batch_size=batch_size,
+        size=size,
+        textures="procedural" if textures is None else textures.name,
+        steps=steps,
+        rounds=rounds,
+        **{**options, "teacher_weights": None},  # a path of this machine
+    )
+    contenders = [name for name in CONTENDERS if compiled or name != "lean-compiled"]
     with progress("training") as advance:
         measured = measure_training(
             folder,
             recipe,
-            contenders=contenders,
             bank=bank,
-            device=device,
+            options=TrainingOptions(device=device, **options),
+            contenders=contenders,
+            steps=steps,
+            rounds=rounds,
             report=advance,
-            **options,
         )
-    rows = summarize(measured, replace(recipe, student_steps=1000, segmentation_steps=4000))
-    if output is not None:
-        result = {
-            "kind": "training",
-            "environment": describe_environment(),
-            "device": str(bank.device),
-            "batch_size": batch_size,
-            "size": size,
-            "textures": "procedural" if textures is None else textures.name,
-            **options,
-            "teacher_weights": None,
-            "rows": rows,
-        }
-        with replacing(output) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    click.echo(f"{bank.device}, batch {batch_size}, {size} px; seconds per step (lowest-highest)")
-    heads = ("student", "segmentation", "1000+4000 steps, projected")
-    click.echo(ROW.format("", "", *heads))
-    for row in rows:
-        cells = [_cell(row[phase]) for phase in ("student", "segmentation")]
-        whole = f"{row['projected_minutes']:.0f} min {row['times_faster']:.2f}x"
-        click.echo(ROW.format(row["contender"], row["precision"], *cells, whole))
-
-
-def _cell(row: dict[str, Any]) -> str:
-    spread = f"({row['lowest']:.2f}-{row['highest']:.2f})"
-    return f"{row['seconds_per_step']:.3f} {spread} {row['times_faster']:.2f}x"
+    paper = replace(recipe, student_steps=1000, segmentation_steps=4000)
+    result["rows"] = summarize(measured, paper)
+    write_result(output, result)
+    for table in tables(result):
+        click.echo(table.text())

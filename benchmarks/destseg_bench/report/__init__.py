@@ -1,1 +1,1 @@
-"""Results as a page: tables in Markdown, a figure, and the tables of the README."""
+"""Results as tables: printed by a command, on a page with a figure, and in a README."""

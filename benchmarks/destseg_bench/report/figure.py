@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from destseg_bench.report.speed_tables import milliseconds
 from destseg_bench.report.tables import kind_of
-from destseg_bench.s4_text import milliseconds
 from destseg_deploy.errors import BackendError
 
 COLOURS = 10
-"""Of matplotlib's cycle; a further round of points gets another marker."""
+"""Colours in matplotlib's cycle; when they are used up, the next points get another marker."""
 
 MARKERS = ("o", "s", "^")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A way to judge an image.
+    """A contender of which both time and accuracy are known.
 
     Attributes:
-        name: What it is.
+        name: Its name in the tables.
         milliseconds: Per image at batch 1, median.
         auroc: Image AUROC in [0, 1].
-        group: Points of a group share a colour: what was judged, and how it was trained.
+        group: The data set and how the models were trained; each group has axes of its own.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Point:
 
 
 def find_points(results: Sequence[dict[str, Any]]) -> list[Point]:
-    """Return what results tell of both time and accuracy.
+    """Return the contenders of which results hold both time and accuracy.
 
-    Systems take their time from Table S4 results and their accuracy from ``systems`` results; a CPU
-    study has both.
+    Systems have their time in ``table-s4`` results and their accuracy in ``systems`` results; a CPU
+    study holds both.
     """
     points: list[Point] = []
     times: dict[str, float] = {}
@@ -51,7 +51,7 @@ def find_points(results: Sequence[dict[str, Any]]) -> list[Point]:
         if kind_of(result) == "systems":
             points += _trained(result, times)
         elif kind_of(result) == "cpu":
-            points += _setups(result)
+            points += _on_cpu(result)
     return points
 
 
@@ -64,7 +64,7 @@ def _trained(result: dict[str, Any], times: dict[str, float]) -> list[Point]:
     ]
 
 
-def _setups(result: dict[str, Any]) -> list[Point]:
+def _on_cpu(result: dict[str, Any]) -> list[Point]:
     group = f"DeSTSeg on a CPU, {result['data']}"
     return [
         Point(row["name"], row["median"], result["accuracy"][row["name"]]["image AUROC"], group)
@@ -74,7 +74,7 @@ def _setups(result: dict[str, Any]) -> list[Point]:
 
 
 def draw_speed_and_accuracy(points: Sequence[Point], path: Path) -> None:
-    """Write a PNG of the points, names beside them.
+    """Write a PNG with the points of each group, time against image AUROC.
 
     Raises:
         BackendError: If matplotlib is not installed.
@@ -94,7 +94,7 @@ def draw_speed_and_accuracy(points: Sequence[Point], path: Path) -> None:
 
 
 def _draw_group(axes: Any, group: str, points: Sequence[Point]) -> None:
-    """Draw a colour for each point, with its name beside the axes: names on them would overlap."""
+    """Draw points and their legend beside the axes: names next to the points would overlap."""
     for i, point in enumerate(sorted(points, key=lambda point: point.milliseconds)):
         label = f"{point.milliseconds:.0f} ms, {100 * point.auroc:.1f} %: {point.name}"
         marker = MARKERS[i // COLOURS % len(MARKERS)]

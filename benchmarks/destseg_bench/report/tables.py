@@ -1,51 +1,50 @@
-"""Which tables a result file has, by what it holds."""
+"""Which tables a result has, by its kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from destseg_bench.report import accuracy, speed
-from destseg_bench.report.builds import builds
-from destseg_bench.report.rewrites import rewrites
-from destseg_bench.report.table import Table
+from destseg_bench.report import accuracy_tables, speed_tables
+from destseg_bench.table import Table
 from destseg_deploy.errors import DataError
 
 Result = dict[str, Any]
-Render = Callable[[Result], list[Table]]
 
-BY_KIND: dict[str, Render] = {
-    "table-s4": speed.table_s4,
-    "systems": accuracy.systems,
-    "accuracy": accuracy.runs,
-    "cpu": speed.cpu,
-    "latency": speed.latency,
-    "training": speed.training,
-    "cpp-overhead": speed.cpp_overhead,
-    "half": accuracy.half,
-    "agreement": accuracy.agreement,
-    "builds": builds,
-    "rewrites": rewrites,
+TABLES: dict[str, Callable[[Result], list[Table]]] = {
+    "table-s4": speed_tables.table_s4,
+    "systems": accuracy_tables.systems,
+    "accuracy": accuracy_tables.runs,
+    "cpu": speed_tables.cpu,
+    "latency": speed_tables.latency,
+    "rates": speed_tables.rates,
+    "training": speed_tables.training,
+    "cpp-overhead": speed_tables.cpp_overhead,
+    "half": accuracy_tables.half,
+    "agreement": accuracy_tables.agreement,
+    "builds": speed_tables.builds,
+    "rewrites": speed_tables.fusions,
 }
+"""Kind of a result -> the function that makes its tables."""
 
 
 def tables_of(result: Result, name: str) -> list[Table]:
     """Return the tables of a result.
 
     Args:
-        result: What ``result_file.read_result`` returns.
-        name: What to call it in an error.
+        result: What ``results.read_result`` returns.
+        name: What to call the result in an error.
 
     Raises:
-        DataError: If it is of no known kind, or lacks what its kind has.
+        DataError: If the kind is unknown, or something that its tables need is missing.
     """
     kind = kind_of(result)
-    if kind not in BY_KIND:
+    if kind not in TABLES:
         raise DataError(
-            f"{name}: no table for it. Expected a result of {', '.join(BY_KIND)}; measure again."
+            f"{name}: no table for it. Expected a result of {', '.join(TABLES)}; measure again."
         )
     try:
-        return BY_KIND[kind](result)
+        return TABLES[kind](result)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(
             f"{name}: not all of a {kind} result is there ({error!r}). Measure again."
@@ -53,7 +52,11 @@ def tables_of(result: Result, name: str) -> list[Table]:
 
 
 def kind_of(result: Result) -> str | None:
-    """Return the kind of a result: what it says, or what its keys tell; None if nothing does."""
+    """Return the kind of a result; None if it is unknown.
+
+    Older files, and those of the exporter's studies and of the C++ test, do not name their kind;
+    it follows from their keys.
+    """
     if "kind" in result:
         return str(result["kind"])
     rows = result.get("rows") or [{}]

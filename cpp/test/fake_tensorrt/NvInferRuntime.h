@@ -13,6 +13,7 @@
 #define NV_TENSORRT_MINOR 4
 #define NV_TENSORRT_PATCH 0
 #define NV_TENSORRT_BUILD 106
+#define NV_TENSORRT_VERSION 110400
 
 namespace nvinfer1 {
 
@@ -59,7 +60,5 @@ class IRuntime {
   virtual ~IRuntime() = default;
   virtual ICudaEngine *deserializeCudaEngine(const void *blob, std::size_t size) noexcept = 0;
 };
-
-IRuntime *createInferRuntime(ILogger &logger) noexcept;
 
 }  // namespace nvinfer1

@@ -16,18 +16,19 @@ using cudaStream_t = CUstream_st *;
 using cudaGraph_t = CUgraph_st *;
 using cudaGraphExec_t = CUgraphExec_st *;
 
-struct cudaDeviceProp {
-  char name[256];
-  int major;
-  int minor;
+enum cudaDeviceAttr : int {
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76
 };
 
+extern "C" {
 cudaError_t cudaGetLastError();
 const char *cudaGetErrorString(cudaError_t code);
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaSetDevice(int device);
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
+cudaError_t cudaGetDeviceProperties(void *properties, int device);
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMalloc(void **pointer, std::size_t size);
 cudaError_t cudaFree(void *pointer);
 cudaError_t cudaHostAlloc(void **pointer, std::size_t size, unsigned flags);
@@ -44,3 +45,4 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
+}

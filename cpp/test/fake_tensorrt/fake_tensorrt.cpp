@@ -3,18 +3,20 @@
 // An engine is a text: "fake-engine HEIGHT WIDTH MAP_HEIGHT MAP_WIDTH [WORD]". Its map holds, at
 // each pixel, the input's pixel at the same place (modulo its size) as R + 256 G + 65536 B over
 // 2^24; its score is the first value of the map. With the word "nograph" its work cannot be captured, with
-// "fails" it cannot be run.
+// "fails" it cannot be run, with "slow" it takes 0.3 s.
 //
 // A stream queues its work and runs it when it is synchronised, as a GPU that is late would; so
 // whoever reads results without waiting sees zeros. Capturing queues elsewhere.
 #include <NvInferRuntime.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,9 +50,11 @@ const char *cudaGetErrorString(cudaError_t value) {
 cudaError_t cudaGetDeviceCount(int *count) { return *count = 2, cudaSuccess; }
 cudaError_t cudaGetDevice(int *device) { return *device = current_device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return current_device = device, cudaSuccess; }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
-  *properties = {"Fake GPU", 9, 0};
-  return cudaSuccess;
+cudaError_t cudaGetDeviceProperties(void *properties, int) {
+  return std::strcpy(static_cast<char *>(properties), "Fake GPU"), cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
+  return *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0, cudaSuccess;
 }
 cudaError_t cudaMalloc(void **pointer, std::size_t size) {
   *pointer = std::calloc(size, 1);
@@ -138,7 +142,10 @@ class Context final : public IExecutionContext {
     const auto image = static_cast<const unsigned char *>(addresses_["image"]);
     const auto map = static_cast<float *>(addresses_["anomaly_map"]);
     const auto scores = static_cast<float *>(addresses_["score"]);
-    stream->add([=, shape = shape_, batch = batch_] { score(shape, batch, image, map, scores); });
+    stream->add([=, shape = shape_, batch = batch_] {
+      if (shape.word == "slow") std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      score(shape, batch, image, map, scores);
+    });
     return true;
   }
 
@@ -199,6 +206,15 @@ class Runtime final : public IRuntime {
 
 }  // namespace
 
-IRuntime *createInferRuntime(ILogger &logger) noexcept { return new Runtime(logger); }
-
 }  // namespace nvinfer1
+
+extern "C" {
+void *createInferRuntime_INTERNAL(void *logger, std::int32_t) {
+  return static_cast<nvinfer1::IRuntime *>(
+      new nvinfer1::Runtime(*static_cast<nvinfer1::ILogger *>(logger)));
+}
+std::int32_t getInferLibMajorVersion() { return NV_TENSORRT_MAJOR; }
+std::int32_t getInferLibMinorVersion() { return NV_TENSORRT_MINOR; }
+std::int32_t getInferLibPatchVersion() { return NV_TENSORRT_PATCH; }
+std::int32_t getInferLibBuildVersion() { return NV_TENSORRT_BUILD; }
+}

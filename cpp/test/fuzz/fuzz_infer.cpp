@@ -68,16 +68,32 @@ struct Picture {
   destseg_frame frame{};
 };
 
+int bytes_per_pixel(std::int32_t format) {
+  if (format == DESTSEG_RGB8 || format == DESTSEG_BGR8) return 3;
+  if (format == DESTSEG_RGBA8 || format == DESTSEG_BGRA8) return 4;
+  const bool wide = (format >= DESTSEG_MONO10 && format <= DESTSEG_MONO16) ||
+                    format >= DESTSEG_YUV422_8;
+  return wide ? 2 : 1;
+}
+
 Picture picture(FuzzedDataProvider &fuzz) {
   Picture made;
   destseg_frame &frame = made.frame;
+  frame.struct_size = sizeof frame;
   frame.height = fuzz.ConsumeIntegralInRange(1, 40);
   frame.width = fuzz.ConsumeIntegralInRange(1, 40);
-  frame.format = fuzz.ConsumeIntegralInRange(1, 3);
-  const int packed = frame.width * (frame.format == DESTSEG_GREY8 ? 1 : 3);
+  frame.format = fuzz.ConsumeIntegralInRange(1, 15);
+  if (frame.format >= DESTSEG_BAYER_RG8 && frame.format <= DESTSEG_BAYER_BG8)
+    frame.height = std::max(frame.height, 2), frame.width = std::max(frame.width, 2);
+  if (frame.format >= DESTSEG_YUV422_8) frame.width += frame.width % 2;
+  if (frame.format >= DESTSEG_MONO10 && frame.format <= DESTSEG_MONO16)
+    frame.maximum = fuzz.ConsumeIntegralInRange(0, 65535);
+  const int planes = frame.format == DESTSEG_RGB8_PLANAR ? 3 : 1;
+  const int packed = frame.width * bytes_per_pixel(frame.format);
   const int gap = fuzz.ConsumeIntegralInRange(0, 9);
   const int stride = packed + gap;
-  const std::size_t bytes = static_cast<std::size_t>(stride * (frame.height - 1) + packed);
+  const int rows = planes * frame.height;
+  const std::size_t bytes = static_cast<std::size_t>(stride * (rows - 1) + packed);
   made.memory.reset(new std::uint8_t[bytes]);
   std::fill_n(made.memory.get(), bytes, fuzz.ConsumeIntegral<std::uint8_t>());
   fuzz.ConsumeData(made.memory.get(), bytes);
@@ -92,7 +108,7 @@ void spoil(FuzzedDataProvider &fuzz, destseg_frame &frame) {
   switch (fuzz.ConsumeIntegralInRange(0, 4)) {
     case 0: frame.height = fuzz.ConsumeIntegralInRange(-2147483647 - 1, 0); break;
     case 1: frame.width = fuzz.ConsumeIntegralInRange(65537, 2147483647); break;
-    case 2: frame.format = fuzz.ConsumeIntegralInRange(4, 2147483647); break;
+    case 2: frame.format = fuzz.ConsumeIntegralInRange(16, 2147483647); break;
     case 3: frame.pixels = nullptr; break;
     default: frame.stride = std::int64_t{1} << fuzz.ConsumeIntegralInRange(41, 62);
   }
@@ -105,7 +121,7 @@ void infer(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const destseg
   for (Picture &made : pictures) {
     made = picture(fuzz);
     if (fuzz.ConsumeBool())  // of the input's own size
-      made.frame = {made.memory.get(), 0, 1, 1, DESTSEG_GREY8, 0};
+      made.frame = {sizeof(destseg_frame), DESTSEG_GREY8, made.memory.get(), 0, 1, 1, 0, 0, 0};
     frames.push_back(made.frame);
     const bool now = fuzz.ConsumeIntegralInRange(0, 15) == 0;
     if (now) spoil(fuzz, frames.back());
@@ -122,11 +138,97 @@ void infer(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const destseg
   std::unique_ptr<float[]> maps(new float[there]);
   std::vector<destseg_result> results(frames.size());
   results.shrink_to_fit();
+  results[0].struct_size = sizeof(destseg_result);
   const destseg_status status =
       destseg_infer(predictor, frames.data(), static_cast<std::int32_t>(frames.size()),
                     results.data(), maps.get(), room);
   if (status == DESTSEG_ERROR_INTERNAL) std::abort();
   if (status == DESTSEG_OK && (spoiled || room < floats)) std::abort();
+}
+
+// Frames handed over, in part wrong, and collected with any count, room and patience.
+void tickets(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const destseg_info &info) {
+  std::vector<std::uint64_t> numbers;
+  std::vector<Picture> pictures(3);
+  for (Picture &made : pictures) {
+    made = picture(fuzz);
+    if (fuzz.ConsumeIntegralInRange(0, 7) == 0) spoil(fuzz, made.frame);
+    std::uint64_t number = 0;
+    const destseg_status status =
+        destseg_submit(predictor, &made.frame, 1, fuzz.ConsumeIntegralInRange(0, 1), &number);
+    if (status == DESTSEG_ERROR_INTERNAL || (status == DESTSEG_OK) == (number == 0)) std::abort();
+    made.memory.reset();  // which is the caller's again
+    numbers.push_back(fuzz.ConsumeIntegralInRange(0, 7) == 0 ? fuzz.ConsumeIntegral<std::uint64_t>()
+                                                             : number);
+  }
+  const std::size_t floats = static_cast<std::size_t>(info.map_height) *
+                             static_cast<std::size_t>(info.map_width);
+  const bool any = fuzz.ConsumeBool();  // or else everything is collected
+  for (const std::uint64_t number : numbers) {
+    const std::size_t room = fuzz.ConsumeIntegralInRange<std::size_t>(0, floats);
+    std::unique_ptr<float[]> maps(new float[any ? room : floats]);
+    destseg_result result{};
+    result.struct_size = sizeof result;
+    const destseg_status status =
+        destseg_wait(predictor, number, any ? fuzz.ConsumeIntegralInRange(0, 2) : -1,
+                     any ? fuzz.ConsumeIntegralInRange(-1, 3) : 1, &result, maps.get(),
+                     any ? room : floats);
+    if (status == DESTSEG_ERROR_INTERNAL) std::abort();
+    if (status == DESTSEG_OK && any && room < floats) std::abort();
+  }
+}
+
+// A part of a frame, of any numbers; what is accepted is scored, from memory exactly as long.
+void crops(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const destseg_info &info) {
+  Picture made = picture(fuzz);
+  destseg_frame part{};
+  const auto number = [&] {
+    return fuzz.ConsumeIntegralInRange(0, 9) == 0 ? fuzz.ConsumeIntegral<std::int32_t>()
+                                                  : fuzz.ConsumeIntegralInRange(0, 40);
+  };
+  const std::int32_t x = number(), y = number(), width = number(), height = number();
+  if (destseg_crop(&made.frame, x, y, width, height, &part) != DESTSEG_OK) return;
+#ifdef DESTSEG_FUZZ_CONTROL
+  ++part.height;
+#endif
+  std::vector<float> maps(static_cast<std::size_t>(info.map_height) *
+                          static_cast<std::size_t>(info.map_width));
+  destseg_result result{};
+  result.struct_size = sizeof result;
+  destseg_infer(predictor, &part, 1, &result, maps.data(), maps.size());
+}
+
+// A map at any size, into exactly as much memory.
+void large_map(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const destseg_info &info) {
+  std::vector<float> map(static_cast<std::size_t>(info.map_height) *
+                         static_cast<std::size_t>(info.map_width), 0.5f);
+  const int height = fuzz.ConsumeIntegralInRange(-1, 99), width = fuzz.ConsumeIntegralInRange(-1, 99);
+  const std::size_t needed = height > 0 && width > 0 ? static_cast<std::size_t>(height * width) : 0;
+  const std::size_t room = fuzz.ConsumeBool() ? needed : fuzz.ConsumeIntegralInRange<std::size_t>(0, 9);
+  std::unique_ptr<float[]> target(new float[room]);
+  const destseg_status status =
+      destseg_map_at_frame(predictor, map.data(), height, width, target.get(), room);
+  if (status == DESTSEG_ERROR_INTERNAL || (status == DESTSEG_OK && room < needed)) std::abort();
+}
+
+// A map of any values, to frames of any size, into buffers that may be too short.
+void defects(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const destseg_info &info) {
+  std::vector<float> map(static_cast<std::size_t>(info.map_height) *
+                         static_cast<std::size_t>(info.map_width));
+  for (float &value : map) value = static_cast<float>(fuzz.ConsumeIntegral<std::uint8_t>()) / 255;
+  if (fuzz.ConsumeBool()) map[0] = fuzz.ConsumeFloatingPoint<float>();
+  const int room = fuzz.ConsumeIntegralInRange(0, 9);
+  const int points_room = fuzz.ConsumeIntegralInRange(0, 99);
+  std::unique_ptr<destseg_defect[]> found(new destseg_defect[static_cast<std::size_t>(room)]());
+  std::unique_ptr<destseg_point[]> points(
+      new destseg_point[static_cast<std::size_t>(points_room)]);
+  if (room > 0) found[0].struct_size = sizeof(destseg_defect);
+  std::int32_t count = 0, point_count = 0;
+  const destseg_status status = destseg_defects(
+      predictor, map.data(), fuzz.ConsumeIntegralInRange(1, 99), fuzz.ConsumeIntegralInRange(1, 99),
+      fuzz.ConsumeFloatingPointInRange<double>(-1, 1), found.get(), room, points.get(), points_room,
+      &count, &point_count);
+  if (status == DESTSEG_ERROR_INTERNAL || point_count < count) std::abort();
 }
 
 void text(FuzzedDataProvider &fuzz, destseg_predictor *predictor) {
@@ -144,9 +246,14 @@ void use(FuzzedDataProvider &fuzz, destseg_predictor *predictor) {
   if (destseg_get_info(predictor, &info) != DESTSEG_OK) std::abort();
   for (int calls = fuzz.ConsumeIntegralInRange(1, 4); calls > 0; --calls) {
     destseg_result result{};
-    switch (fuzz.ConsumeIntegralInRange(0, 3)) {
+    result.struct_size = fuzz.ConsumeBool() ? sizeof result : fuzz.ConsumeIntegral<std::uint8_t>() % 9;
+    switch (fuzz.ConsumeIntegralInRange(0, 7)) {
       case 0: text(fuzz, predictor); break;
       case 1: destseg_judge(predictor, fuzz.ConsumeFloatingPoint<float>(), &result); break;
+      case 2: defects(fuzz, predictor, info); break;
+      case 3: tickets(fuzz, predictor, info); break;
+      case 4: crops(fuzz, predictor, info); break;
+      case 5: large_map(fuzz, predictor, info); break;
       default: infer(fuzz, predictor, info);
     }
   }
@@ -166,6 +273,7 @@ destseg_status open_with_options(FuzzedDataProvider &fuzz, const std::string &pa
   options.backend = fuzz.ConsumeBool() ? nullptr : backend.c_str();
   options.device = fuzz.ConsumeBool() ? nullptr : device.c_str();
   options.precision = fuzz.ConsumeIntegralInRange(0, 3) != 0 ? nullptr : precision.c_str();
+  options.queue = fuzz.ConsumeIntegralInRange(-1, 4);
   options.reserved = fuzz.ConsumeIntegralInRange(0, 15) == 0 ? 1 : 0;
   const std::size_t size =
       fuzz.ConsumeBool() ? sizeof options : fuzz.ConsumeIntegralInRange<std::size_t>(4, 4200);

@@ -3,7 +3,7 @@
 # Needs clang with its sanitizers (Debian: clang libclang-rt-14-dev). The corpora grow in
 # BUILD_FOLDER/corpus-*; a crash leaves its input in BUILD_FOLDER and stops the script.
 # DESTSEG_FUZZ_CONTROL=1 puts a bug into each target and fails unless each is found: the negative
-# control, one minute is enough for it. DESTSEG_FUZZ_PNM_SECONDS shortens the last target.
+# control, one minute is enough for it. DESTSEG_FUZZ_IMAGE_SECONDS shortens the last target.
 set -eu
 seconds=${1:?usage: run.sh SECONDS [BUILD_FOLDER]}
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -14,13 +14,15 @@ CC=clang CXX=clang++ cmake -S "$here/../.." -B "$build" -DCMAKE_BUILD_TYPE=None 
   -DDESTSEG_WERROR=ON
 cmake --build "$build" --parallel 2
 cd "$build"
-for name in spec infer pnm; do
+export DESTSEG_TENSORRT_LIBRARY="$PWD/libdestseg_fake_tensorrt.so"
+export DESTSEG_CUDART_LIBRARY="$PWD/libdestseg_fake_tensorrt.so"
+for name in spec infer image; do
   [ -z "${DESTSEG_FUZZ_CONTROL:-}" ] || rm -rf "corpus-$name"
   mkdir -p "corpus-$name"
   dict=
   [ $name = spec ] && dict="-dict=$here/spec.dict"
   time=$seconds
-  [ $name = pnm ] && time=${DESTSEG_FUZZ_PNM_SECONDS:-$seconds}
+  [ $name = image ] && time=${DESTSEG_FUZZ_IMAGE_SECONDS:-$seconds}
   found=0
   nice test/fuzz_$name "corpus-$name" "$here/seeds/$name" $dict -max_total_time="$time" \
     -max_len=16384 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 2> "fuzz-$name.log" ||

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from destseg_deploy.console import OneLineErrors
-from destseg_export.cli.options import FILE, GPU, verified
-from destseg_export.cli.telling import report, tell
+from destseg_deploy.cli.console import OneLineErrors
+from destseg_deploy.cli.options import VERSION
+from destseg_export.cli.options import FILE, GPU, verification, verified
+from destseg_export.cli.printing import report, tell
 
 
 @click.command(cls=OneLineErrors)
@@ -28,25 +30,21 @@ from destseg_export.cli.telling import report, tell
 )
 @GPU
 @verified
-@click.version_option(package_name="destseg-deploy")
+@VERSION
 def refit(
     engine: Path,
     source: Path,
     output: Path,
     checkpoint: Path | None,
     device: str,
-    verify_images: Path | None,
-    max_map_difference: float | None,
-    max_score_difference: float | None,
+    **verified: Any,
 ) -> None:
     """Write a copy of an engine that has another category's weights.
 
     ENGINE was built with --refittable. The copy is compared with PyTorch before it gets its name.
     Needs the GPU that ENGINE was built for.
     """
-    from destseg_deploy.data.images import expand
-    from destseg_export.engine_parity import Limits
-    from destseg_export.refit import refit_file
+    from destseg_export.engine.refit import refit_file
 
     spec = refit_file(
         engine,
@@ -54,8 +52,7 @@ def refit(
         output,
         device=device,
         checkpoint=checkpoint,
-        verify_images=expand([str(verify_images)]) if verify_images else None,
-        limits=Limits(max_map_difference, max_score_difference),
+        verification=verification(verified),
         report=report,
     )
     tell(output, spec)

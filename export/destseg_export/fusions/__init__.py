@@ -1,1 +1,1 @@
-"""Exact rewrites of the served graph, one a file, each with its formula and its test."""
+"""Fusions: parts of the served graph replaced by cheaper ones with the same answers."""

@@ -12,77 +12,91 @@ instead would pad with black. Three passes over the pixels become one.
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
+from dataclasses import dataclass
 
-from destseg_export.fusions.graph import Floats, Graph, Outcome, Refusal
+import numpy as np
+import onnx_ir as ir
+
+from destseg_export.graph import edit
 
 AFFINE = ("Add", "Sub", "Mul", "Div")
 
 
-def fold_normalization(graph: Graph) -> Outcome:
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Steps with constants that together make x = scale * source + offset.
+
+    Attributes:
+        source: What the first step reads.
+        scale: float64 (1 or 3, 1, 1).
+        offset: float64 (1 or 3, 1, 1).
+        steps: The nodes, the last one first.
+    """
+
+    source: ir.Value
+    scale: edit.Floats
+    offset: edit.Floats
+    steps: tuple[ir.Node, ...]
+
+
+def fold_normalization(model: ir.Model) -> edit.Outcome:
     """Move the scale of an input's normalisation into the convolutions that read it."""
-    changed: list[str] = []
-    refused: list[Refusal] = []
-    for node in graph.nodes(*AFFINE):
-        if not graph.readers(node.output[0]) or node.name in changed:
-            continue
-        readers = graph.readers(node.output[0])
-        if any(reader.op_type != "Conv" for reader in readers):
-            continue
-        source, scale, offset, steps = _chain(graph, node)
-        if len(steps) < 2:
-            refused.append(Refusal(node.name, "one step already, nothing to fold"))
-            continue
-        if reason := _why_not(graph, readers, scale):
-            refused.append(Refusal(node.name, reason))
-            continue
-        _fold(graph, node, source, scale, offset)
-        changed += [step.name for step in steps]
-    graph.sort()
-    graph.prune()
-    return Outcome(tuple(changed), tuple(refused))
+    return edit.together(_fold(model, node) for node in edit.nodes(model, *AFFINE))
 
 
-def _chain(graph: Graph, last: onnx.NodeProto) -> tuple[str, Floats, Floats, list[onnx.NodeProto]]:
-    """Follow steps with constants upwards; return source, scale, offset and the steps."""
+def _fold(model: ir.Model, node: ir.Node) -> edit.Outcome:
+    """Fold the steps that end with a node, if convolutions alone read it."""
+    convolutions = node.outputs[0].consumers()
+    if convolutions and {reader.op_type for reader in convolutions} <= {"Slice", "Concat"}:
+        return edit.refused(node, "tiles are cut out of it before the first convolution")
+    if not convolutions or any(reader.op_type != "Conv" for reader in convolutions):
+        return edit.Outcome()
+    chain = _read_chain(node)
+    if len(chain.steps) < 2:
+        return edit.refused(node, "one step already, nothing to fold")
+    if not np.all(chain.scale):
+        return edit.refused(node, "its scale is 0")
+    weights = list[edit.Floats]()
+    for convolution in convolutions:
+        weight = edit.floats(convolution.inputs[1])
+        if weight is None or len(edit.required(convolution, 1).uses()) > 1:
+            return edit.refused(node, f"{convolution.name} has no constant weights of its own")
+        if weight.ndim != 4 or weight.shape[1] != 3:
+            return edit.refused(
+                node, f"{convolution.name} reads {weight.shape[1]} channels, expected 3"
+            )
+        weights.append(weight * chain.scale)
+    name = node.outputs[0].name
+    mean = np.broadcast_to(-chain.offset / chain.scale, (3, 1, 1)).copy()
+    constant = edit.add_constant(model, f"{name}_mean", mean)
+    centred = edit.add_node(model, "Sub", [chain.source, constant], f"{name}_c")
+    for convolution, weight in zip(convolutions, weights, strict=True):
+        scaled = edit.add_constant(model, f"{edit.required(convolution, 1).name}_pixels", weight)
+        convolution.replace_input_with(0, centred)
+        convolution.replace_input_with(1, scaled)
+    return edit.changed(*chain.steps)
+
+
+def _read_chain(last: ir.Node) -> Chain:
+    """Follow steps with constants upwards, as far as nobody else reads what is between them."""
     scale, offset = np.ones((1, 1, 1)), np.zeros((1, 1, 1))
-    steps: list[onnx.NodeProto] = []
-    node: onnx.NodeProto | None = last
-    tensor = last.output[0]
-    while node is not None and node.op_type in AFFINE:
-        value = graph.floats(node.input[1])
-        if value is None or value.size not in (1, 3) or (steps and len(graph.readers(tensor)) > 1):
+    steps: list[ir.Node] = []
+    node, value = last, last.outputs[0]
+    while node.op_type in AFFINE:
+        constant = edit.floats(node.inputs[1])
+        shared = bool(steps) and len(value.consumers()) > 1
+        if constant is None or constant.size not in (1, 3) or shared:
             break
         steps.append(node)
-        value = value.reshape(-1, 1, 1)
+        constant = constant.reshape(-1, 1, 1)
+        # What was collected so far is applied after this step: scale * (x op constant) + offset.
         if node.op_type in ("Mul", "Div"):
-            scale = scale * value if node.op_type == "Mul" else scale / value
+            scale = scale * constant if node.op_type == "Mul" else scale / constant
         else:
-            offset = offset + scale * (value if node.op_type == "Add" else -value)
-        tensor = node.input[0]
-        node = graph.maker(tensor)
-    return tensor, scale, offset, steps
-
-
-def _why_not(graph: Graph, convolutions: list[onnx.NodeProto], scale: Floats) -> str | None:
-    for convolution in convolutions:
-        weight = graph.floats(convolution.input[1])
-        if weight is None or len(graph.readers(convolution.input[1])) > 1:
-            return f"{convolution.name} has no constant weights of its own"
-        if weight.ndim != 4 or weight.shape[1] != 3:
-            return f"{convolution.name} reads {weight.shape[1]} channels, expected 3"
-    if not np.all(scale):
-        return "its scale is 0"
-    return None
-
-
-def _fold(graph: Graph, node: onnx.NodeProto, source: str, scale: Floats, offset: Floats) -> None:
-    mean = np.broadcast_to(-offset / scale, (3, 1, 1)).copy()
-    name = node.output[0]
-    centred = graph.add_node("Sub", [source, graph.add_constant(f"{name}_mean", mean)], f"{name}_c")
-    for convolution in graph.readers(name):
-        weight = graph.floats(convolution.input[1])
-        assert weight is not None  # _why_not looked
-        scaled = graph.add_constant(f"{convolution.input[1]}_pixels", weight * scale)
-        convolution.input[0], convolution.input[1] = centred, scaled
+            offset = offset + scale * (constant if node.op_type == "Add" else -constant)
+        value = edit.required(node, 0)
+        above = value.producer()
+        if above is None:
+            break
+        node = above
+    return Chain(value, scale, offset, tuple(steps))

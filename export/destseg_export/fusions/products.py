@@ -16,59 +16,63 @@ in the graph a pixel of zeros gave NaN before and gives NaN now.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-import onnx
+import onnx_ir as ir
 
-from destseg_export.fusions.graph import Graph, Outcome, Refusal
-
-
-def divide_lengths_once(graph: Graph) -> Outcome:
-    """Rewrite each product of two divided feature maps."""
-    changed: list[str] = []
-    refused: list[Refusal] = []
-    for node in graph.nodes("Mul"):
-        factors = [_unit(graph, name) for name in node.input]
-        if all(factor is None for factor in factors):
-            continue
-        units = [factor for factor in factors if factor is not None]
-        if len(units) < 2:
-            refused.append(Refusal(node.name, "only one factor is divided by its length"))
-            continue
-        changed += [step.name for _, _, steps in units for step in steps] + [node.name]
-        _rewrite(graph, node, units)
-    graph.sort()
-    graph.prune()
-    return Outcome(tuple(changed), tuple(refused))
+from destseg_export.graph import edit
 
 
-Unit = tuple[onnx.NodeProto, int, list[onnx.NodeProto]]
-"""The division, the sign, and the nodes from there to the product."""
+@dataclass(frozen=True)
+class Unit:
+    """Features divided by their length, with a sign or not.
+
+    Attributes:
+        features: Before the division.
+        length: What they are divided by, epsilon included.
+        sign: -1 or 1.
+        steps: The nodes from the division to the product, the last one first.
+    """
+
+    features: ir.Value | None
+    length: ir.Value | None
+    sign: int
+    steps: tuple[ir.Node, ...]
 
 
-def _unit(graph: Graph, tensor: str) -> Unit | None:
-    """Return what makes a factor if that is features over their length, with a sign or not."""
-    node, sign, steps = graph.maker(tensor), 1, []
-    if node is not None and node.op_type == "Neg":
-        steps.append(node)
-        node, sign = graph.maker(node.input[0]), -1
-    if node is None or node.op_type != "Div":
+def divide_lengths_once(model: ir.Model) -> edit.Outcome:
+    """Fuse each product of two divided feature maps."""
+    return edit.together(_fuse(model, node) for node in edit.nodes(model, "Mul"))
+
+
+def _fuse(model: ir.Model, node: ir.Node) -> edit.Outcome:
+    units = [unit for value in node.inputs if (unit := _read_unit(value)) is not None]
+    if not units:
+        return edit.Outcome()
+    if len(units) == 1:
+        return edit.refused(node, "only one factor is divided by its length")
+    t, s = units
+    name = node.outputs[0].name
+    sign = edit.add_constant(model, f"{name}_sign", np.array(t.sign * s.sign, np.float32))
+    lengths = edit.add_node(model, "Mul", [t.length, s.length], f"{name}_lengths")
+    inverse = edit.add_node(model, "Div", [sign, lengths], f"{name}_inverse")
+    product = edit.add_node(model, "Mul", [t.features, s.features], f"{name}_unscaled")
+    fused = edit.add_node(model, "Mul", [product, inverse], f"{name}_scaled")
+    edit.substitute(node.outputs[0], fused)
+    return edit.changed(*t.steps, *s.steps, node)
+
+
+def _read_unit(value: ir.Value | None) -> Unit | None:
+    """Return what makes a factor if that is features over their length."""
+    negated = edit.producer(value, "Neg")
+    division = edit.producer(value if negated is None else negated.inputs[0], "Div")
+    if division is None:
         return None
-    length = graph.maker(node.input[1])
-    if length is not None and length.op_type == "Add":  # the epsilon
-        length = graph.maker(length.input[0])
-    if length is None or length.op_type != "ReduceL2" or length.input[0] != node.input[0]:
+    features, length = division.inputs
+    guarded = edit.producer(length, "Add")  # the epsilon
+    norm = edit.producer(length if guarded is None else guarded.inputs[0], "ReduceL2")
+    if norm is None or norm.inputs[0] is not features:
         return None
-    return node, sign, [*steps, node]
-
-
-def _rewrite(graph: Graph, node: onnx.NodeProto, units: list[Unit]) -> None:
-    (t, t_sign, _), (s, s_sign, _) = units
-    out = node.output[0]
-    sign = np.array(t_sign * s_sign, np.float32)
-    lengths = graph.add_node("Mul", [t.input[1], s.input[1]], f"{out}_lengths")
-    inverse = graph.add_node(
-        "Div", [graph.add_constant(f"{out}_sign", sign), lengths], f"{out}_inverse"
-    )
-    product = graph.add_node("Mul", [t.input[0], s.input[0]], f"{out}_unscaled")
-    graph.remove([node])
-    graph.add_node("Mul", [product, inverse], out)
+    steps = (division,) if negated is None else (negated, division)
+    return Unit(features, length, 1 if negated is None else -1, steps)

@@ -1,10 +1,11 @@
-"""Small graphs around one pattern, run before and after a rewrite."""
+"""Small graphs around one pattern, run before and after a fusion."""
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from destseg_export.fusions.graph import Graph
+from destseg_export.graph.edit import open_model, tidy
 
 ROUNDING = 6e-6
 """Of values up to 10; the sums in these graphs have up to a few hundred terms."""
@@ -44,12 +45,22 @@ def random(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
-def rewritten(model, rewrite):
-    """Return a rewritten copy and what the rewrite says it did."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
-    outcome = rewrite(Graph(copy))
-    onnx.checker.check_model(copy, full_check=True)
-    return copy, outcome
+def fused(proto, fusion):
+    """Return a fused copy and what the fusion says it did."""
+    model = open_model(proto)
+    outcome = fusion(model)
+    tidy(model)
+    made = ir.to_proto(model)
+    onnx.checker.check_model(made, full_check=True)
+    return made, outcome
+
+
+def refusal(proto, fusion):
+    """Return why a fusion left a graph as it was; empty where it says nothing."""
+    left, outcome = fused(proto, fusion)
+    assert operators(left) == operators(proto)
+    assert outcome.changed == ()
+    return "; ".join(f"{one.node}: {one.reason}" for one in outcome.refused)
 
 
 def run(model, /, **feed):

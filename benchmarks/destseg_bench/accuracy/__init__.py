@@ -1,0 +1,1 @@
+"""How well it detects: trained models on test sets, beside the tables of the paper."""

@@ -1,0 +1,1 @@
+"""How fast it runs: artifacts and checkpoints, timed beside each other."""

@@ -1,0 +1,159 @@
+"""The ways in which PyTorch can run a checkpoint: what a user has before exporting anything.
+
+``reference`` is the forward pass as the reference computes it: pixels normalised on the host, the
+teacher run twice on the same image, both maps brought to the image's size. ``eager`` and
+``compiled`` (torch.compile, anew for each batch size) run the served graph of ``models.inference``,
+in half precision that of ``models.half``. On a GPU the runtime of ``TorchOptions(precision=...)``
+competes, too: the same half graph, recorded as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from destseg_bench.speed.contender import Contender
+from destseg_bench.timing import Call
+from destseg_deploy.errors import BackendError
+from destseg_deploy.models.destseg import DeSTSeg, upsample
+from destseg_deploy.models.half import HALVES
+from destseg_deploy.models.inference import normalize_pixels, served_graph, top_k_mean
+from destseg_deploy.models.weights import load_checkpoint
+from destseg_deploy.options import TorchOptions
+from destseg_deploy.runtime.base import Prediction
+from destseg_deploy.runtime.torch_runtime import half_graph
+from destseg_deploy.spec import ModelSpec
+from destseg_deploy.training.precision import pick_device, require_compiler
+
+Graph = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def ways_of_torch(checkpoint: Contender, *, compiled: bool) -> list[Contender]:
+    """Return the ways in which PyTorch runs a checkpoint on its device; the reference comes first.
+
+    Args:
+        checkpoint: Artifact and device.
+        compiled: Let torch.compile compete, too.
+    """
+
+    def way(name: str, precision: str, torch_way: str = "eager") -> Contender:
+        name = f"PyTorch {name}"
+        return replace(checkpoint, name=name, precision=precision, torch_way=torch_way)
+
+    if checkpoint.device.startswith("cuda"):
+        half = "fp16"
+        ours = replace(
+            way("CUDA graph fp16", half, ""),
+            options=TorchOptions(precision=half),
+        )
+        found = [
+            way("reference", "tf32", "reference"),  # PyTorch's default for convolutions
+            way("eager fp32", "fp32"),
+            way("eager tf32", "tf32"),
+            way("eager fp16", half),
+            ours,
+            replace(ours, name=f"{ours.name}, on the GPU", origin="device"),
+        ]
+    else:
+        half = "bf16"
+        found = [way("reference", "fp32", "reference"), way("eager fp32", "fp32")]
+        if torch.cpu._is_avx512_bf16_supported():  # torch offers no public way to ask
+            found.append(way("eager bf16", half))
+    if compiled:
+        halves = [half] if any(one.precision == half for one in found) else []
+        found += [way(f"compiled {name}", name, "compiled") for name in ("fp32", *halves)]
+    return found
+
+
+def torch_call(one: Contender, frames: NDArray[np.uint8]) -> Call:
+    """Return a call that scores frames in one of PyTorch's ways and returns a ``Prediction``.
+
+    Args:
+        one: A contender with a ``torch_way``.
+        frames: uint8 (N, H, W, 3) at the network's size.
+
+    Raises:
+        WeightsError, SpecError: If the checkpoint cannot be read.
+        BackendError: If the device or the compiler is not there.
+    """
+    device = pick_device(one.device)
+    model, spec = load_checkpoint(one.artifact)
+    model = model.eval().to(device)
+    if one.torch_way == "reference":
+        _check_whole(spec)
+        return _in_precision(one, lambda: _reference(model, spec, frames, device))
+    graph = _served(model, spec, one, device)
+    host = torch.from_numpy(frames)
+    if device.type == "cuda":
+        host = host.pin_memory()  # pageable memory is copied twice, and the host waits for it
+    return _in_precision(one, lambda: _to_host(graph(host.to(device, non_blocking=True))))
+
+
+def _check_whole(spec: ModelSpec) -> None:
+    """Refuse tiles and regions, which the reference's forward pass does not have."""
+    if not spec.takes_any_size:
+        raise BackendError(
+            f"{spec.artifact.file}: its frames are cut into tiles or a region, which the "
+            "reference's forward pass does not do. Time a checkpoint without them beside it."
+        )
+
+
+def device_arrays(
+    frames: NDArray[np.uint8], spec: ModelSpec, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors on a GPU: the frames, and room for their maps and their scores."""
+    there = pick_device(device)
+    images = torch.from_numpy(frames).to(there)
+    maps = torch.empty((len(frames), *spec.map_size), device=there)
+    return images, maps, torch.empty(len(frames), device=there)
+
+
+def _in_precision(one: Contender, call: Call) -> Call:
+    """Return the call with the contender's switches and without gradients.
+
+    Each call sets what it needs and puts it back: these switches belong to the process, and the
+    contenders take turns in it.
+    """
+    tf32 = one.precision == "tf32"
+
+    def run() -> object:
+        cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32)
+        with torch.inference_mode(), cudnn:
+            return call()
+
+    return run
+
+
+def _reference(
+    model: DeSTSeg, spec: ModelSpec, frames: NDArray[np.uint8], device: torch.device
+) -> Prediction:
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+    image = normalize_pixels(pixels).to(device)
+    maps = [upsample(part, torch.Size(spec.network_size)) for part in model(image, image.clone())]
+    scores = [top_k_mean(part.squeeze(1), spec.output.top_k) for part in maps]
+    # The student-teacher map comes to the host as well, as the reference's does.
+    answer, _ = (_to_host((one.squeeze(1), score)) for one, score in zip(maps, scores, strict=True))
+    return answer
+
+
+def _served(model: DeSTSeg, spec: ModelSpec, one: Contender, device: torch.device) -> Graph:
+    if one.precision in HALVES:
+        graph = half_graph(model, spec, one.precision)
+    else:
+        graph = served_graph(model, spec)
+    graph = graph.to(device)
+    if one.torch_way == "compiled":
+        require_compiler(device)
+        # Not dynamic: Dynamo would give a second batch size a graph for any size, which is slower.
+        torch._dynamo.reset()
+        graph.compile(dynamic=False)
+    return graph
+
+
+def _to_host(parts: tuple[Tensor, Tensor]) -> Prediction:
+    return Prediction(parts[0].cpu().numpy(), parts[1].cpu().numpy())

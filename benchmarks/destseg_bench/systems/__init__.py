@@ -1,0 +1,1 @@
+"""The systems of Table S4, trained and timed beside DeSTSeg."""

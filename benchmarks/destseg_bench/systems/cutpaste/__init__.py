@@ -1,0 +1,1 @@
+"""CutPaste (CVPR 2021)."""

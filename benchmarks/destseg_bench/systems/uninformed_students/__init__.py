@@ -1,0 +1,1 @@
+"""Uninformed Students (CVPR 2020)."""

@@ -1,0 +1,119 @@
+"""Lists of images: a CSV or JSON file that says of each image what it is.
+
+::
+
+    path,label,mask
+    parts/001.png,good,
+    parts/002.png,scratch,masks/002.png
+
+Only ``path`` is needed. Paths are relative to the list. A label is ``good`` (or ``ok``, ``normal``,
+``0``), or names the defect; a list without labels holds good parts. An optional column ``split``
+(``train`` or ``test``) keeps the images that are measured on apart from those that are trained on.
+A JSON list holds an object for each image, with the same names.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from destseg_deploy.errors import DataError
+
+SUFFIXES = (".csv", ".json")
+COLUMNS = ("path", "label", "mask", "split")
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a list.
+
+    Attributes:
+        path: The image.
+        label: What it is, as written; None where the list says nothing.
+        mask: Its ground truth, or None.
+        split: ``train``, ``test``, or None where the list says nothing.
+    """
+
+    path: Path
+    label: str | None
+    mask: Path | None
+    split: str | None
+
+
+def is_list(path: Path) -> bool:
+    """Tell by the suffix whether a file is a list of images."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def read_list(path: Path) -> list[Entry]:
+    """Read a list; the images themselves are not looked at.
+
+    Raises:
+        DataError: If it cannot be read, has no column ``path`` or no row, or a row is not as
+            expected; the message names the row.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+        rows = _json_rows(text, path) if path.suffix.lower() == ".json" else _csv_rows(text, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: no list of images ({error}). Expected UTF-8 text, a CSV table with the "
+            "columns path,label,mask or a JSON list of objects."
+        ) from error
+    entries = [_entry(row, path, f"row {number}") for number, row in rows]
+    if not entries:
+        raise DataError(f"{path}: no rows. Expected an image in each, below path,label,mask.")
+    if 0 < sum(entry.label is None for entry in entries) < len(entries):
+        number = next(i for i, entry in enumerate(entries, 1) if entry.label is None)
+        raise DataError(
+            f"{path}: image {number} ({entries[number - 1].path.name}) has no label, and others "
+            "have one. Write good or the name of the defect for each, or drop the column."
+        )
+    return entries
+
+
+def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    lines = text.splitlines()
+    head = lines[0] if lines else ""
+    reader = csv.DictReader(lines, delimiter=max(",;\t", key=head.count))
+    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    if "path" not in names:
+        raise DataError(
+            f"{path}: the columns are {', '.join(names) or 'missing'}, expected path and, where "
+            "they are known, label and mask. Write path,label,mask as the first line."
+        )
+    reader.fieldnames = names
+    return [(reader.line_num, row) for row in reader]
+
+
+def _json_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise DataError(
+            f'{path}: expected a list of objects, [{{"path": "a.png", "label": "good"}}, ...].'
+        )
+    return list(enumerate(found, 1))
+
+
+def _entry(row: dict[str, Any], path: Path, where: str) -> Entry:
+    """Return the entry of a row; empty cells are as if they were not there."""
+    given = {name: _cell(row.get(name)) for name in COLUMNS}
+    image, label, mask, split = (given[name] for name in COLUMNS)
+    if image is None:
+        raise DataError(f"{path}: {where} has no path. Expected the name of an image.")
+    if split is not None and split.lower() not in SPLITS:
+        raise DataError(f"{path}: {where}: split {split!r}, expected train or test.")
+    folder = path.parent
+    return Entry(folder / image, label, folder / mask if mask else None, split and split.lower())
+
+
+def _cell(value: object) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return text or None

@@ -1,0 +1,1 @@
+"""A drawn category, to try everything without a data set."""

@@ -1,0 +1,1 @@
+"""How well an artifact detects: metrics, curves, worst errors and the report."""

@@ -1,0 +1,187 @@
+"""load: open an artifact with the back end that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from destseg_deploy.errors import BackendError
+from destseg_deploy.options import (
+    BACKENDS,
+    Device,
+    OpenVinoOptions,
+    Options,
+    OrtOptions,
+    ServerOptions,
+    TensorRtOptions,
+    TorchOptions,
+    check_device,
+)
+from destseg_deploy.predictor import Predictor
+from destseg_deploy.runtime.base import Runtime
+
+KNOWN = ".onnx, .engine or .safetensors"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a back end runs, and where.
+
+    Attributes:
+        suffixes: Of its artifacts.
+        devices: Kinds of device; the first unless another is asked for.
+        options: The class of its options.
+        named: Whether it is only taken when its name or its options are given.
+    """
+
+    suffixes: tuple[str, ...]
+    devices: tuple[str, ...]
+    options: type[Options]
+    named: bool = False
+
+
+FITS = {
+    "onnxruntime": Fit((".onnx",), ("cpu", "cuda"), OrtOptions),
+    "openvino": Fit((".onnx", ".xml"), ("cpu", "gpu"), OpenVinoOptions),
+    "tensorrt": Fit((".engine",), ("cuda",), TensorRtOptions),
+    "pytorch": Fit((".safetensors", ".pckl", ".pth"), ("cpu", "cuda"), TorchOptions),
+    "server": Fit((".onnx", ".xml", ".engine", ".json"), ("cpu",), ServerOptions, named=True),
+}
+"""Back end -> what goes with it. The first that fits what was asked for is taken."""
+
+
+def load(
+    path: str | Path,
+    *,
+    backend: str | None = None,
+    device: str | Device | None = None,
+    options: Options | None = None,
+) -> Predictor:
+    """Open an artifact.
+
+    What was asked for runs, or an error is raised: nothing falls back to another device.
+
+    Args:
+        path: ``.onnx`` (ONNX Runtime or OpenVINO), ``.xml`` (OpenVINO), ``.engine`` (TensorRT), or
+            ``.safetensors``, ``.pckl`` or ``.pth`` (PyTorch), its ``.json`` beside it. With
+            ``ServerOptions``, the ``.json`` alone suffices.
+        backend: ``onnxruntime``, ``openvino``, ``tensorrt``, ``pytorch`` or ``server``. Unless
+            given, the first of them that runs such a file on that device with those options.
+        device: ``cpu``; ``cuda`` or ``cuda:<index>``; or ``gpu``, OpenVINO's Intel GPU. Unless
+            given, ``cuda`` for an engine and ``cpu`` for all else.
+        options: An object of the back end's class: ``OrtOptions``, ``OpenVinoOptions``,
+            ``TensorRtOptions``, ``TorchOptions`` or ``ServerOptions``. Defaults unless given.
+
+    Raises:
+        SpecError: If the spec is missing, was written for another file, or an engine was built for
+            another GPU or TensorRT.
+        WeightsError: If a checkpoint is damaged.
+        BackendError: If the file is missing or of an unknown kind; if file, back end, device and
+            options do not fit together; or if the back end or the device is not there.
+    """
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise BackendError(f"load({path!r}): expected the path of a {KNOWN} artifact.")
+    path = Path(path)
+    if not path.is_file():
+        found = "a pipe or a device" if path.exists() else "no such file"
+        found = "a folder" if path.is_dir() else found
+        raise BackendError(f"{path}: {found}. Expected a {KNOWN} artifact.")
+    place = None if device is None else Device.parse(device)
+    kind = None if options is None else type(options)
+    chosen = choose_backend(path, backend, place, kind)
+    fit = FITS[chosen]
+    place = place or Device(fit.devices[0])
+    options = options or fit.options()
+    check_device(options, place)
+    return Predictor(_open(path, place, options))
+
+
+def choose_backend(
+    path: Path, backend: str | None, device: Device | None, options: type[Options] | None
+) -> str:
+    """Return the back end that runs a file as asked.
+
+    Args:
+        path: The artifact; only its suffix is looked at.
+        backend: Its name; unless given, the first that fits everything else.
+        device: Where to run; None for the back end's choice.
+        options: The class of the options that are given; None for no options.
+
+    Raises:
+        BackendError: If the suffix or the back end is unknown, or what was asked for does not fit
+            together.
+    """
+    if backend is not None and backend not in FITS:
+        raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
+    able = [
+        name
+        for name, fit in FITS.items()
+        if path.suffix.lower() in fit.suffixes
+        and (not fit.named or backend == name or options is fit.options)
+    ]
+    if not able:
+        raise BackendError(f"{path}: unknown kind of artifact. Expected {KNOWN}.")
+    candidates = able if backend is None else [backend]
+    misfits = {name: _misfit(FITS[name], path, device, options) for name in candidates}
+    for name, misfit in misfits.items():
+        if misfit is None:
+            return name
+    named = (one for one in candidates if FITS[one].options is options)
+    name = next(named, candidates[0])
+    runs = ", ".join(f"{one} ({' or '.join(FITS[one].devices)})" for one in able)
+    raise BackendError(
+        f"{path}: {misfits[name]} does not fit back end {name!r}, which runs "
+        f"{', '.join(FITS[name].suffixes)} on {' or '.join(FITS[name].devices)} with "
+        f"{FITS[name].options.__name__}. What runs {path.suffix}: {runs}."
+    )
+
+
+def _misfit(
+    fit: Fit, path: Path, device: Device | None, options: type[Options] | None
+) -> str | None:
+    """Return what does not go with a back end; None if everything does."""
+    if path.suffix.lower() not in fit.suffixes:
+        return f"the suffix {path.suffix}"
+    if device is not None and device.kind not in fit.devices:
+        return f"device '{device}'"
+    if options not in (None, fit.options):
+        return f"options {options.__name__}"
+    return None
+
+
+def _open(path: Path, device: Device, options: Options) -> Runtime:
+    """Open the runtime whose options these are; each back end is imported only here."""
+    if isinstance(options, OrtOptions):
+        if device.kind == "cuda":
+            from destseg_deploy.runtime.ort.gpu_runtime import OrtGpuRuntime
+
+            return OrtGpuRuntime(path, device, options)
+        from destseg_deploy.runtime.ort.runtime import OrtRuntime
+
+        return OrtRuntime(path, options)
+    if isinstance(options, OpenVinoOptions):
+        from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
+
+        return OpenVinoRuntime(path, device, options)
+    if isinstance(options, ServerOptions):
+        from destseg_deploy.runtime.server_runtime import ServerRuntime
+
+        return ServerRuntime(path, options)
+    if isinstance(options, TensorRtOptions):
+        from destseg_deploy.runtime.trt.runtime import TrtRuntime
+
+        return TrtRuntime(path, device, options)
+    try:
+        import torch  # noqa: F401 - only asks whether it is there
+    except ImportError as error:
+        raise BackendError(
+            f"{path}: a checkpoint needs PyTorch. pip install 'destseg-deploy[train]', or load the "
+            "exported .onnx, which does not."
+        ) from error
+    if device.kind == "cuda" and options.precision != "fp32":
+        from destseg_deploy.runtime.torch_gpu_runtime import PyTorchGpuRuntime
+
+        return PyTorchGpuRuntime(path, device, options)
+    from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
+
+    return PyTorchRuntime.open(path, device, options)

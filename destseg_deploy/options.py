@@ -1,0 +1,426 @@
+"""Where an artifact runs, and what may be chosen about it: one dataclass for each back end.
+
+``destseg_deploy.load`` takes them, and the options of the commands are made from them: every field
+carries its help, its choices and its smallest value (``option``). The defaults are right for a PC
+that does nothing else. A value out of range is refused when the object is made; what depends on
+the machine or the artifact is refused when the artifact is opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+from destseg_deploy.errors import BackendError
+
+T = TypeVar("T")
+
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "pytorch", "server")
+
+DEVICES = {"cpu": "cpu", "cuda": "cuda, cuda:<index>", "gpu": "gpu, gpu:<index>"}
+"""Kind of device -> how it is written."""
+
+REPLACED = {
+    "openvino": "backend 'openvino' (--backend openvino) and leave the device out",
+    "tensorrt": "OrtOptions(tensorrt=True) and device 'cuda' (--ort-tensorrt --device cuda)",
+}
+"""Names that were devices until version 0.1 and are back ends -> what to pass instead."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place that computes.
+
+    Attributes:
+        kind: ``cpu``; ``cuda``, an NVIDIA GPU; or ``gpu``, an Intel GPU by way of OpenVINO.
+        index: Which of the GPUs that the process sees, counted from 0; 0 for the CPU.
+    """
+
+    kind: str
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no device.
+
+        Raises:
+            BackendError: If the kind is unknown, or the index is below 0 or given for the CPU.
+        """
+        if self.kind not in DEVICES or self.index < 0 or (self.kind == "cpu" and self.index):
+            raise BackendError(_unknown_device(f"{self.kind}:{self.index}"))
+
+    @classmethod
+    def parse(cls, text: str | Device) -> Device:
+        """Read ``cpu``, ``cuda``, ``cuda:1``, ``gpu`` or ``gpu:1``; a ``Device`` is returned as is.
+
+        Raises:
+            BackendError: If the text names no device.
+        """
+        if isinstance(text, Device):
+            return text
+        found = re.fullmatch(r"(cpu|cuda|gpu)(?::(\d+))?", str(text), re.ASCII)
+        if found is None or text.startswith("cpu:"):
+            raise BackendError(_unknown_device(text))
+        return cls(found[1], int(found[2] or 0))
+
+    def __str__(self) -> str:
+        """Return how a user writes it, such as ``cpu`` or ``cuda:0``."""
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+CPU = Device("cpu")
+CUDA = Device("cuda")
+
+
+def _unknown_device(text: str) -> str:
+    replacement = REPLACED.get(str(text).partition(":")[0])
+    if replacement is not None:
+        return f"device {text!r}: this names a back end. Pass {replacement}."
+    return (
+        f"device {text!r}: expected {', '.join(DEVICES.values())}. An NVIDIA GPU is 'cuda', "
+        "OpenVINO's Intel GPU is 'gpu'."
+    )
+
+
+def option(
+    default: T,
+    text: str,
+    *,
+    choices: Sequence[str] = (),
+    least: int | None = None,
+    device: str | None = None,
+    metavar: str | None = None,
+    unset: str | None = None,
+    name: str | tuple[str, ...] | None = None,
+) -> T:
+    """Return a dataclass field that also says what the command line needs to know.
+
+    Args:
+        default: Its value unless given.
+        text: What it does; the help of the command's option.
+        choices: The only values it takes.
+        least: Smallest number it takes.
+        device: Kind of device it is for; None for all that the back end has.
+        metavar: What the help writes for its value.
+        unset: What the default stands for, where the value itself does not say it.
+        name: Name of the command's option, or several names; the field's unless given.
+    """
+    said: dict[str, Any] = {
+        "text": text,
+        "choices": tuple(choices),
+        "least": least,
+        "device": device,
+    }
+    said |= {"metavar": metavar, "unset": unset}
+    said["name"] = (name,) if isinstance(name, str) else name
+    found: T = field(default=default, metadata=said)
+    return found
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options whose fields were made by ``option`` and are checked by what it says of them."""
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type, not among the choices, or too small; paths may be text.
+
+        Raises:
+            BackendError: With the field, its value, and what was expected.
+        """
+        hints = get_type_hints(type(self))
+        for one in fields(self):
+            value, hint = getattr(self, one.name), hints[one.name]
+            if isinstance(value, str) and value.strip() and Path in get_args(hint):
+                object.__setattr__(self, one.name, Path(value))
+            elif not _is_of(value, hint):
+                kind = " or ".join(_type_names(hint))
+                raise BackendError(
+                    f"{one.name} {value!r}: got {type(value).__name__}, expected {kind}."
+                )
+            value, choices, least = (
+                getattr(self, one.name),
+                one.metadata["choices"],
+                one.metadata["least"],
+            )
+            if choices and value not in choices:
+                raise BackendError(f"{one.name} {value!r}: expected {' or '.join(choices)}.")
+            if least is not None and value is not None and value < least:
+                raise BackendError(f"{one.name}: {value}, expected {least} or more.")
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Tell whether a value has a field's type: a class, a union, or a tuple of one type."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(v, get_args(hint)[0]) for v in value)
+    if isinstance(hint, UnionType):
+        return any(_is_of(value, one) for one in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    # A bool is an int in Python, and no number of threads.
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _type_names(hint: Any) -> list[str]:
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return ["None" if p is type(None) else str(p) if get_args(p) else p.__name__ for p in parts]
+
+
+def check_device(options: Options, device: Device) -> None:
+    """Refuse options that mean nothing on a device, because nobody would read them.
+
+    Raises:
+        BackendError: If an option differs from its default and is for another kind of device.
+    """
+    for one in fields(options):
+        kind = one.metadata["device"]
+        if kind not in (None, device.kind) and getattr(options, one.name) != one.default:
+            raise BackendError(
+                f"{one.name}: an option for device '{kind}', and the device is '{device}'. Drop "
+                f"{one.name}, or pass device '{kind}'."
+            )
+
+
+@dataclass(frozen=True)
+class OrtOptions(Checked):
+    """How ONNX Runtime runs a graph."""
+
+    threads: int = option(
+        0, "Threads within an operator on the CPU.", least=0, unset="ONNX Runtime's choice"
+    )
+    arena: bool = option(
+        True,
+        "Keep the memory of a call for the next one. Without it, little more than the weights is "
+        "held between calls, and each call takes longer.",
+        device="cpu",
+    )
+    spinning: bool = option(
+        True,
+        "Let threads look for work for a while before they sleep. It is fastest where the cores "
+        "are free; on a PC shared with other programs it takes their time.",
+        device="cpu",
+    )
+    worker_cores: tuple[int, ...] = option(
+        (),
+        "Logical processors, counted from 0, that the threads beside the calling one are pinned "
+        "to, one each. The calling thread stays where the host puts it.",
+        device="cpu",
+        metavar="N[,N...]",
+        unset="not pinned",
+    )
+    cuda_graph: bool = option(
+        False,
+        "Record a CUDA graph for each batch size at its first use, and replay it. Calls then run "
+        "one after the other.",
+        device="cuda",
+    )
+    tf32: bool = option(
+        False,
+        "Let the GPU round float32 factors to TF32 (10 bits of mantissa): faster, and the scores "
+        "change a little.",
+        device="cuda",
+    )
+    prefer_nhwc: bool = option(
+        False,
+        "Let the CUDA provider run convolutions with channels last (NHWC), which can be faster "
+        "in half precision.",
+        device="cuda",
+    )
+    tensorrt: bool = option(
+        False,
+        "Run the graph with ONNX Runtime's TensorRT provider. The first start builds an engine, "
+        "which takes minutes; later ones read it from the cache.",
+        device="cuda",
+    )
+    cache: Path | None = option(
+        None,
+        "With the TensorRT provider: folder for its engines.",
+        device="cuda",
+        unset=".trt-cache beside the artifact",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that are out of range or contradict each other.
+
+        Raises:
+            BackendError: With what to change.
+        """
+        super().__post_init__()
+        cores = self.worker_cores
+        if len(set(cores)) < len(cores):
+            raise BackendError(
+                f"worker_cores {cores}: one is named twice, expected each at most once. Two "
+                "threads on one core wait for each other."
+            )
+        if cores and self.threads not in (0, len(cores) + 1):
+            raise BackendError(
+                f"threads: {self.threads}, expected {len(cores) + 1} with {len(cores)} "
+                "worker_cores: the calling thread is one more. Drop threads, or name other cores."
+            )
+        if self.cache is not None and not self.tensorrt:
+            raise BackendError(
+                f"cache {self.cache}: it is for the engines of the TensorRT provider. Pass "
+                "tensorrt=True, too, or drop it."
+            )
+        if self.prefer_nhwc and self.tensorrt:
+            raise BackendError(
+                "prefer_nhwc: it is for convolutions of the CUDA provider, and with tensorrt "
+                "TensorRT runs them all. Drop one of the two."
+            )
+
+
+@dataclass(frozen=True)
+class OpenVinoOptions(Checked):
+    """How OpenVINO runs a graph."""
+
+    threads: int = option(
+        0,
+        "CPU threads of all streams together.",
+        least=0,
+        device="cpu",
+        unset="OpenVINO's choice",
+    )
+    precision: str = option(
+        "fp32",
+        "bf16 is about twice as fast where the CPU computes in it, and scores differ by up to a "
+        "few hundredths; set the threshold in the precision that runs. Layers that the artifact "
+        "holds in INT8 run in INT8 either way.",
+        choices=("fp32", "bf16"),
+    )
+    hint: str = option(
+        "latency",
+        "latency gives all cores to one call, throughput runs several calls at the same time.",
+        choices=("latency", "throughput"),
+    )
+    streams: int = option(
+        0,
+        "Calls that run at the same time, each on its share of the cores.",
+        least=0,
+        unset="what the hint brings",
+    )
+    pinning: bool | None = option(
+        None,
+        "Keep each thread on its core.",
+        device="cpu",
+        unset="OpenVINO's choice",
+    )
+    cache: Path | None = option(
+        None,
+        "Folder for compiled models, made if missing; the next start is faster. Each is as large "
+        "as the artifact; its hash and a known answer are checked before it is used.",
+        unset="no cache",
+    )
+
+
+@dataclass(frozen=True)
+class TensorRtOptions(Checked):
+    """How TensorRT runs an engine."""
+
+    binding: str = option(
+        "auto",
+        "How CUDA is reached. driver needs no package; auto takes torch where the process has "
+        "loaded it, else the first of cuda.core, pycuda and driver that is installed.",
+        choices=("auto", "torch", "cuda.core", "pycuda", "driver"),
+    )
+    contexts: int = option(
+        2,
+        "Calls that run at the same time, each with memory of its own; 2 let copies overlap with "
+        "computing.",
+        least=1,
+    )
+    cuda_graph: bool = option(True, "Record a CUDA graph for each batch size and replay it.")
+
+
+@dataclass(frozen=True)
+class TorchOptions(Checked):
+    """How PyTorch runs a checkpoint."""
+
+    threads: int = option(
+        0,
+        "Threads within an operator on the CPU. PyTorch has one number for the whole process.",
+        least=0,
+        device="cpu",
+        unset="PyTorch's choice",
+    )
+    tf32: bool = option(
+        False,
+        "Let the GPU's convolutions round float32 factors to TF32 (10 bits of mantissa): faster, "
+        "and the scores change a little.",
+        device="cuda",
+    )
+    precision: str = option(
+        "fp32",
+        "fp32 runs the checkpoint as it was trained. fp16 and bf16 fold BatchNorm and round the "
+        "weights once; what half cannot hold stays float32. Answers are compared with float32's "
+        "before the model is used, and refused if they differ too much.",
+        choices=("fp32", "fp16", "bf16"),
+    )
+    cuda_graph: bool = option(
+        True,
+        "In fp16 or bf16, record a CUDA graph for each batch size and replay it.",
+        device="cuda",
+    )
+    verify_images: Path | None = option(
+        None,
+        "Folder with images of the part on which fp16 or bf16 is compared with float32.",
+        unset="the training data's test images, or drawn ones",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that are out of range or that nobody would read.
+
+        Raises:
+            BackendError: With what to change.
+        """
+        super().__post_init__()
+        for name in ("cuda_graph", "verify_images"):
+            default = getattr(TorchOptions, name)
+            if self.precision == "fp32" and getattr(self, name) != default:
+                raise BackendError(
+                    f"{name} {getattr(self, name)}: it is for precision fp16 or bf16, and the "
+                    f"precision is fp32. Drop {name}, or pass another precision."
+                )
+
+
+@dataclass(frozen=True)
+class ServerOptions(Checked):
+    """Which server runs an artifact in place of this machine (KServe's protocol V2 over HTTP)."""
+
+    url: str = option(
+        "",
+        "Address of a server that speaks KServe V2, such as Triton, OpenVINO Model Server or "
+        "destseg page. It computes; the spec beside the artifact judges.",
+        metavar="http://HOST:PORT",
+        unset="none; this machine computes",
+    )
+    model: str = option(
+        "", "Name of the model there.", metavar="NAME", unset="the artifact's, without its suffix"
+    )
+    timeout: float = option(30.0, "Seconds that an answer may take.", least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be asked.
+
+        Raises:
+            BackendError: With what was expected.
+        """
+        super().__post_init__()
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is none
+            usable = False
+        if not usable or parts.query or parts.username:
+            hint = " Triton answers HTTP on port 8000." if self.url.startswith("grpc") else ""
+            raise BackendError(
+                f"url {self.url!r}: expected http://HOST:PORT of a server that speaks KServe's "
+                f"protocol V2 over HTTP.{hint}"
+            )
+        if self.timeout == 0:
+            raise BackendError("timeout: 0, expected seconds above 0.")
+
+
+Options = OrtOptions | OpenVinoOptions | TensorRtOptions | TorchOptions | ServerOptions

@@ -1,0 +1,1 @@
+"""Pictures for people: overlays, contact sheets and the text on them."""

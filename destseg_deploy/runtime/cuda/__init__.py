@@ -1,0 +1,1 @@
+"""What the GPU back ends share: device, streams, memory, arrays and frames."""

@@ -1,0 +1,76 @@
+"""A graph in memory, run by ONNX Runtime on the CPU.
+
+Calibration, the measurement of activations and the accuracy budget of INT8 stand on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from destseg_deploy.errors import ExportError
+from destseg_deploy.memory import refuse_shortage
+from destseg_deploy.runtime.int8_kernels import EXACT, ort_saturates
+from destseg_deploy.runtime.offline import import_onnxruntime
+
+Run = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
+
+
+def open_session(proto: onnx.ModelProto, wanted: Sequence[str]) -> Run:
+    """Return a function from images, uint8 (N, H, W, 3), to the values asked for.
+
+    A graph of fixed batch is given as many copies as it takes, and the first answers returned.
+
+    Args:
+        proto: The graph; it stays as it is.
+        wanted: Names of values whose first axis is the batch: its outputs, or any float32 ones.
+
+    Raises:
+        ExportError: If ONNX Runtime refuses the graph.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    if quantised and ort_saturates(ort):
+        options.add_session_config_entry(EXACT, "1")
+    try:
+        session: Any = ort.InferenceSession(
+            _with_outputs(proto, wanted).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+    except Exception as error:  # its errors share no base class
+        refuse_shortage(error, "the graph")
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(f"ONNX Runtime refuses the graph ({reason}). Export it again.") from error
+    (image,) = session.get_inputs()
+    fixed = image.shape[0] if isinstance(image.shape[0], int) else None
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        count = len(images)
+        if fixed is not None and count < fixed:
+            images = np.concatenate([images, np.repeat(images[:1], fixed - count, axis=0)])
+        found = session.run(list(wanted), {image.name: np.ascontiguousarray(images)})
+        return [values[:count] for values in found]
+
+    return run
+
+
+def _with_outputs(proto: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
+    """Return the graph, copied only where values inside of it are to be outputs, too."""
+    known = {value.name for value in proto.graph.output}
+    inner = [name for name in wanted if name not in known]
+    if not inner:
+        return proto
+    watched = onnx.ModelProto()
+    watched.CopyFrom(proto)
+    for name in inner:
+        watched.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        )
+    return watched

@@ -1,0 +1,1 @@
+"""Half precision: from fp32 ONNX to fp16 or bf16 ONNX."""

@@ -1,0 +1,106 @@
+"""What a GPU rounds, emulated: a half graph as float32 operators with every half tensor stored.
+
+ONNX Runtime's CPU provider has few half kernels. It casts a half graph's constants to float32 once
+and computes in float32 from end to end, where 300 * 300 stays 90000, so its answers say nothing
+about half: they are right for graphs that are wrong on every GPU. Casts that the graph itself holds
+are kept, though. ``emulate`` therefore turns each half operator into its float32 one and sends its
+result through Cast(half) and Cast(float32): half storage, float32 accumulation, as the tensor cores
+of a GPU do. TensorRT fuses operators and so rounds less often; this is the pessimistic side.
+
+A half ReduceL2 becomes square, sum and square root, each stored, because that is what TensorRT's
+ONNX parser makes of it, and the square is where half overflows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from destseg_deploy.options import OrtOptions
+from destseg_deploy.predictor import Predictor
+from destseg_deploy.runtime.ort.runtime import OrtRuntime
+from destseg_deploy.spec import FileRecord, ModelSpec
+from destseg_deploy.spec.contract import KEY, contract_of
+from destseg_export.graph.edit import add_node, nodes, open_model, substitute, tidy
+from destseg_export.half.retype import FLOAT, HALF_TYPES, half_values
+
+
+def emulate(proto: onnx.ModelProto, *, rounded: bool = True) -> onnx.ModelProto:
+    """Return a float32 graph that rounds wherever the half graph stores a half tensor.
+
+    Args:
+        proto: A graph of ``to_half``, or a broken one; it stays as it is.
+        rounded: False to round the weights alone, and see how large the activations are.
+    """
+    model = open_model(proto)
+    if rounded:
+        _split_lengths(model)
+    for value in half_values(model):
+        node, tensor, kind = value.producer(), value.const_value, value.dtype
+        value.dtype = FLOAT
+        if tensor is not None:
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
+        if node is not None and node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", FLOAT)
+        if node is not None and kind is not None and rounded:
+            _store(node, value, kind)
+    return ir.to_proto(model)
+
+
+def _split_lengths(model: ir.Model) -> None:
+    """Replace each half ReduceL2 by square, sum and root, all of them half."""
+    for node in nodes(model, "ReduceL2"):
+        if (length := node.outputs[0]).dtype in HALF_TYPES.values():
+            name, x, *axes = length.name, *node.inputs
+            square = add_node(model, "Mul", [x, x], f"{name}_square")
+            total = add_node(model, "ReduceSum", [square, *axes], f"{name}_sum", node.attributes)
+            substitute(length, add_node(model, "Sqrt", [total], f"{name}_root"))
+    tidy(model)
+
+
+def _store(node: ir.Node, value: ir.Value, kind: ir.DataType) -> None:
+    """Let all readers of a value see what is left of it after it was stored in half."""
+    name = value.name
+    back = ir.val(name, FLOAT, value.shape)
+    value.replace_all_uses_with(back, replace_graph_outputs=True)
+    value.name = f"{name}_wide"
+    stored = ir.val(f"{name}_stored", kind, value.shape)
+    steps = [(value, stored, kind), (stored, back, FLOAT)]
+    node.append(
+        [ir.node("Cast", [x], {"to": ir.AttrInt64("to", to)}, outputs=[y]) for x, y, to in steps]
+    )
+
+
+@contextmanager
+def open_graph(
+    proto: onnx.ModelProto, spec: ModelSpec, *, emulated: bool = True, threads: int = 0
+) -> Iterator[Predictor]:
+    """Run a graph in ONNX Runtime, by default as a GPU rounds it.
+
+    Args:
+        proto: The graph.
+        spec: Its contract.
+        emulated: Whether its half tensors are rounded.
+        threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
+
+    Yields:
+        A predictor that takes ``spec``'s frames.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, spec.artifact.file or "graph.onnx").with_suffix(".onnx")
+        # What is emulated computes in float32, which a CPU has for bf16, too.
+        spec = replace(spec, precision="fp32" if emulated else spec.precision)
+        graph = onnx.ModelProto()  # a copy, since the caller's graph keeps its own contract
+        graph.CopyFrom(emulate(proto) if emulated else proto)
+        onnx.helper.set_model_props(graph, {KEY: contract_of(spec.as_entries())})
+        onnx.save_model(graph, path)
+        replace(spec, artifact=FileRecord.of(path)).write(path)
+        with Predictor(OrtRuntime(path, options=OrtOptions(threads=threads))) as predictor:
+            yield predictor

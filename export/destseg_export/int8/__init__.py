@@ -1,0 +1,1 @@
+"""INT8: from fp32 ONNX to quantised ONNX within an accuracy budget."""

@@ -1,0 +1,260 @@
+"""FP32 artifact to INT8 artifact: calibrate, rank, quantise within the budget, write.
+
+Teacher, student and segmentation network are quantised as far as the budget allows. The last 1x1
+convolution, the sigmoid, and everything between the three networks stay in float32. Where 8 bit are
+too few, the teacher's first layers and the student's last ones are usually given back first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from destseg_deploy.data.calibration import Labelled, add_anomalies, read_normal
+from destseg_deploy.data.datasets import DataSet, open_dataset
+from destseg_deploy.data.images import read_image
+from destseg_deploy.data.masks import read_mask
+from destseg_deploy.data.resize import resize_image
+from destseg_deploy.errors import DataError, ExportError
+from destseg_deploy.runtime.offline import import_onnxruntime
+from destseg_deploy.spec import (
+    Accuracy,
+    FileRecord,
+    ModelSpec,
+    QuantizationRecord,
+    Threshold,
+    check_output,
+    settle_threshold,
+    writing,
+)
+from destseg_deploy.spec.contract import KEY, contract_of
+from destseg_export.fusions.apply import FOR_INT8, fuse
+from destseg_export.graph.run import open_session
+from destseg_export.int8.budget import (
+    by_harm,
+    fit_budget,
+    rank_layers,
+)
+from destseg_export.int8.calibrate import TAIL, Calibration, measure_ranges
+from destseg_export.int8.judge import ask, check_calibration, check_kept, check_reference, split
+from destseg_export.int8.networks import NETWORKS
+from destseg_export.int8.qdq import (
+    SCHEMES,
+    find_layers,
+    macs_by_layer,
+    quantize_layers,
+    share_of_macs,
+    tensors_around,
+)
+
+RANKED_ON = 8
+"""Images of the sensitivity sweep, half of them anomalous."""
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How an artifact is quantised.
+
+    Attributes:
+        scheme: ``u8`` for CPUs, ``s8`` for TensorRT; see ``qdq``.
+        parts: Which of ``networks.NETWORKS`` are quantised.
+        max_drop: Points that pixel AP and image AUROC may lose each.
+        images: Normal images to calibrate on, at most; as many with an anomaly are added.
+        textures: Folder of textures for the anomalies; built-in ones unless given.
+        fusions: Fusions applied first; see ``fusions.apply``.
+    """
+
+    scheme: str = "u8"
+    parts: tuple[str, ...] = NETWORKS
+    max_drop: float = 0.5
+    images: int = 32
+    textures: Path | None = None
+    fusions: tuple[str, ...] = FOR_INT8
+
+
+def quantize_artifact(
+    source: Path,
+    output: Path,
+    normal: Path | DataSet,
+    *,
+    labelled: Path | DataSet | None = None,
+    options: Int8Options | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    advance: Callable[[int, int, str], None] = lambda done, total, layer: None,
+) -> ModelSpec:
+    """Write an INT8 artifact, its spec and its calibration, if the accuracy budget holds.
+
+    Args:
+        source: An fp32 ``.onnx`` with its spec; the plain export, it is fused here.
+        output: The ``.onnx`` to write; ``<name>-calibration.json`` is written beside it.
+        normal: Data set whose images of good parts calibrate, or its folder or list.
+        labelled: Data set whose labelled images the budget is measured on, or its folder or list;
+            synthetic anomalies in other normal images of ``normal`` unless given.
+        options: See ``Int8Options``.
+        report: Called with a line for each stage.
+        advance: Called while layers are ranked, with those done, all of them, and the layer.
+
+    Returns:
+        The spec as written; ``quantization`` holds accuracy before and after, the layers given
+        back, and how far each layer alone moves the maps.
+
+    Raises:
+        SpecError: If the source's spec is missing or belongs to another file.
+        DataError: If images are missing, too few, all the same, or of another size.
+        ExportError: If the source is not fp32 or may be guessing, or the budget cannot be met.
+            Nothing is written.
+    """
+    chosen = options or Int8Options()
+    check_output(output, ".onnx")
+    spec = _read_source(source, chosen)
+    proto, _ = fuse(onnx.load(source), chosen.fusions)
+    layers = find_layers(proto, chosen.parts)
+    good = read_normal(normal, spec, 2 * chosen.images)
+    # The images that calibrate do not measure the budget, too.
+    half = len(good) if labelled is not None else len(good) // 2
+    check_calibration(min(half, chosen.images))
+    seen = add_anomalies(good[: min(half, chosen.images)], textures=chosen.textures)
+    # Before the first inference: a mask that cannot be read would cost the calibration.
+    judged, where = _judged(good[half:], labelled, spec, chosen)
+    report(f"calibrating on {len(seen.frames)} images, half of them with an anomaly")
+    choosing, judging = split(judged)
+    outputs = [spec.output.map_name, spec.output.score_name]
+    before = ask(open_session(proto, outputs), judging, spec.map_size)
+    check_reference(before)
+    ranges = measure_ranges(proto, tensors_around(proto, layers), seen.frames)
+    report(f"ranking {len(layers)} layers")
+    # A sweep runs the whole graph once for each layer and image, so it gets a few images only.
+    few = np.unique(np.linspace(0, len(seen.frames) - 1, RANKED_ON).astype(int))
+    moved = rank_layers(proto, layers, ranges, chosen.scheme, seen.frames[few], outputs, advance)
+
+    def measure(kept: Sequence[str]) -> Accuracy:
+        graph = quantize_layers(proto, kept, ranges, chosen.scheme) if kept else proto
+        return ask(open_session(graph, outputs), choosing, spec.map_size).accuracy()
+
+    ranked = by_harm(moved, macs_by_layer(proto, layers))
+    fit = fit_budget(measure, measure([]), ranked, chosen.max_drop, report)
+    graph = quantize_layers(proto, fit.layers, ranges, chosen.scheme)
+    after = ask(open_session(graph, outputs), judging, spec.map_size)
+    lost = check_kept(before, after, chosen.max_drop)
+    made = QuantizationRecord(
+        quantiser="destseg-export",
+        scheme=chosen.scheme,
+        layers=tuple(fit.layers),
+        given_back=tuple(fit.given_back),
+        share_of_macs=share_of_macs(proto, fit.layers),
+        images=where,
+        count=len(judging.frames),
+        fp32=before.accuracy(),
+        int8=after.accuracy(),
+        drop=lost,
+        max_drop=chosen.max_drop,
+        moved_alone=moved,
+    )
+    calibration = Calibration(
+        len(seen.frames) // 2, len(seen.frames) // 2, str(open_dataset(normal).source), TAIL, ranges
+    )
+    written = replace(
+        spec,
+        precision="int8",
+        quantization=made,
+        parity=None,  # it says how close the fp32 file is, and 8 bit moves the answers further
+        threshold=_inherited(spec.threshold),
+    )
+    return _write(graph, output, written, calibration, report)
+
+
+def _inherited(threshold: Threshold | None) -> Threshold | None:
+    """Return the threshold with a rule that says what it was set for; INT8 moves the scores."""
+    if threshold is None:
+        return None
+    return replace(threshold, rule=f"set for fp32: {threshold.rule}")
+
+
+def _read_source(source: Path, options: Int8Options) -> ModelSpec:
+    """Check everything that can be checked before images are read."""
+    spec = ModelSpec.read(source)
+    spec.check_artifact(source)
+    if spec.kind != "onnx" or spec.precision != "fp32":
+        raise ExportError(
+            f"{source}: {spec.precision} {spec.kind}, expected an fp32 .onnx. Quantise the fp32 "
+            "export."
+        )
+    if spec.tiling is not None and spec.tiling.tile_batch is not None:
+        raise ExportError(
+            f"{source}: runs {spec.tiling.tile_batch} tiles at a time, so that each layer stands "
+            "several times in the graph, with other ranges each time. Export without --tile-batch."
+        )
+    if options.scheme not in SCHEMES:
+        raise ExportError(f"scheme {options.scheme!r}: expected {' or '.join(SCHEMES)}.")
+    if unknown := [part for part in options.parts if part not in NETWORKS]:
+        raise ExportError(f"part {unknown[0]!r}: expected some of {', '.join(NETWORKS)}.")
+    if not 0 <= options.max_drop <= 100:
+        raise ExportError(f"--max-drop {options.max_drop}: expected 0 to 100 points.")
+    return spec
+
+
+def _judged(
+    rest: NDArray[np.uint8],
+    labelled: Path | DataSet | None,
+    spec: ModelSpec,
+    options: Int8Options,
+) -> tuple[Labelled, str]:
+    """Return what the budget is measured on, and a phrase for it."""
+    if labelled is not None:
+        return read_labelled(labelled, spec), f"test images of {open_dataset(labelled).source}"
+    found = add_anomalies(rest, textures=options.textures, seed=1)
+    return found, "synthetic anomalies in other normal images"
+
+
+def read_labelled(source: Path | DataSet, spec: ModelSpec) -> Labelled:
+    """Read labelled images and their masks at the graph's input size.
+
+    Raises:
+        DataError: If it lacks normal or anomalous images, masks, or the size is another.
+    """
+    data = open_dataset(source)
+    frames, masks = [], []
+    for sample in data.test():
+        frame = read_image(sample.image)
+        if not spec.takes_any_size and frame.shape[:2] != spec.size:
+            raise DataError(
+                f"{sample.image}: {frame.shape[1]}x{frame.shape[0]} pixels, the graph takes "
+                f"{spec.size[1]}x{spec.size[0]}. Pass images of the camera."
+            )
+        if sample.anomalous and sample.mask is None:
+            raise DataError(f"{sample.image}: no mask, so pixel AP cannot be measured.")
+        frames.append(resize_image(frame, spec.size))
+        mask = np.zeros(spec.size, np.bool_)
+        if sample.mask is not None:
+            mask = read_mask(sample.mask, (frame.shape[0], frame.shape[1]), spec.size)
+        masks.append(mask)
+    found = Labelled(np.stack(frames), np.stack(masks))
+    if found.labels.all() or not found.labels.any():
+        raise DataError(f"{data.source}: expected normal and anomalous test images.")
+    return found
+
+
+def _write(
+    graph: onnx.ModelProto,
+    output: Path,
+    spec: ModelSpec,
+    calibration: Calibration,
+    report: Callable[[str], None],
+) -> ModelSpec:
+    onnx.helper.set_model_props(graph, {KEY: contract_of(spec.as_entries())})
+    with writing(output, ".onnx") as staged:
+        onnx.save_model(graph, staged)
+        spec = replace(
+            spec,
+            artifact=FileRecord(output.name, FileRecord.of(staged).sha256),
+            tools={**spec.tools, "onnxruntime": import_onnxruntime().__version__},
+        )
+        spec = settle_threshold(spec, output, report)
+        spec.write(staged)
+        calibration.write(staged.with_name(f"{output.stem}-calibration.json"))
+    return spec

@@ -1,0 +1,1 @@
+"""Studies: what each choice of the exporter is worth."""

@@ -1,0 +1,62 @@
+"""Numbers of a spec are read alike with and without a standard library that reads floats."""
+
+import random
+import shutil
+import struct
+import subprocess
+
+import pytest
+
+from tests.cpp.library import CPP, need_tools, run
+
+PROGRAM = """
+#include <clocale>
+#include <cstdio>
+#include <iostream>
+#include <string>
+#include "json.hpp"
+#include "text.hpp"
+int main() {
+  std::setlocale(LC_ALL, "de_DE.UTF-8");  // where there is such a locale, a comma is the point
+  for (std::string line; std::getline(std::cin, line);)
+    std::printf("%a\\n", destseg_core::parse_json(destseg_core::decode_utf8(line)).number);
+}
+"""
+
+TEXTS = [
+    "0.5", "-0.25", "1e-5", "1.0", "-0.0", "1e400", "-1e400", "1e-400", "5e-324", "2.5e-324",
+    "2e-324", "1.7976931348623157e308", "1.7976931348623159e308", "0.1", "123456789012345.678e-20",
+    "9007199254740993.0", "2.2250738585072011e-308", "0.00000000000000000000000000000000001e-300",
+]  # fmt: skip
+
+
+def has_libcxx(folder) -> bool:
+    """Tell whether clang, libc++-dev and libc++abi-dev are installed."""
+    if shutil.which("clang++") is None:
+        return False
+    (folder / "probe.cpp").write_text("#include <vector>\nint main() { return 0; }\n")
+    command = ["clang++", "-stdlib=libc++", folder / "probe.cpp", "-o", folder / "probe"]
+    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["c++ -DDESTSEG_WITH_FROM_CHARS", "c++ -DDESTSEG_NO_FROM_CHARS", "clang++ -stdlib=libc++"],
+)
+def test_numbers_are_pythons(tmp_path, how):
+    need_tools()
+    compiler, flag = how.split()
+    if compiler == "clang++" and not has_libcxx(tmp_path):
+        pytest.skip("clang with libc++ is not installed")
+    (tmp_path / "numbers.cpp").write_text(PROGRAM)
+    sources = [tmp_path / "numbers.cpp", CPP / "src/json.cpp", CPP / "src/text.cpp"]
+    flags = ["-std=c++17", "-O0", flag, f"-I{CPP / 'src'}", f"-I{CPP / 'include'}"]
+    run(compiler, *flags, *sources, "-o", tmp_path / "numbers")
+    bits = random.Random(0)
+    doubles = [struct.unpack("<d", bits.randbytes(8))[0] for _ in range(2000)]
+    texts = TEXTS + [repr(value) for value in doubles if value - value == 0 and "." in repr(value)]
+    found = run(tmp_path / "numbers", input="\n".join(texts) + "\n").stdout.split()
+    assert len(texts) == len(found) > 1500
+    for text, shown in zip(texts, found, strict=True):
+        assert float.fromhex(shown) == float(text), text
+        assert shown.startswith("-") == text.startswith("-")

@@ -1,0 +1,250 @@
+"""Data sets: every layout that a command takes, its labels and masks, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from destseg_deploy.data.datasets import (
+    find_images,
+    images_at_hand,
+    name_of,
+    of_folders,
+    open_dataset,
+    with_masks,
+)
+from destseg_deploy.data.mvtec import Sample
+from destseg_deploy.data.seen import names_below, seen_in_training
+from destseg_deploy.errors import DataError
+from destseg_deploy.spec import TrainingRecord
+
+PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+
+def write(root: Path, *names: str) -> list[Path]:
+    """Write an image for each name, each with pixels of its own."""
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {".jpeg": "JPEG", ".jpg": "JPEG", ".tif": "TIFF", ".bmp": "BMP"}
+        Image.fromarray(PIXELS + i).save(path, kind.get(path.suffix.lower(), "PNG"))
+    return [root / name for name in names]
+
+
+def told(samples: list[Sample], root: Path) -> list[tuple[str, str, str | None]]:
+    return [
+        (
+            s.image.relative_to(root).as_posix(),
+            s.defect,
+            None if s.mask is None else s.mask.relative_to(root).as_posix(),
+        )
+        for s in samples
+    ]
+
+
+# --- folders
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.PNG", "b.JPEG", "c.tif", "d.TIF", "e.bmp"),
+        ("monday/a.png", "monday/late/b.png", "tuesday/a.png"),
+    ],
+)
+def test_a_folder_of_images_holds_good_parts_flat_or_nested(tmp_path, names):
+    images = write(tmp_path / "gear", *names)
+    data = open_dataset(tmp_path / "gear")
+    assert data.name == "gear"
+    assert data.train() == sorted(images)
+    assert data.good() == sorted(images)
+    with pytest.raises(DataError, match=r"without labels.*--good FOLDER --ng FOLDER"):
+        data.test()
+
+
+@pytest.mark.parametrize("good", ["good", "OK", "normal"])
+def test_folders_of_classes_are_told_by_their_names(tmp_path, good):
+    write(tmp_path, f"{good}/1.png", f"{good}/2.png", "scratch/1.png", "dent/x/3.jpg")
+    data = open_dataset(tmp_path)
+    assert [path.name for path in data.train()] == ["1.png", "2.png"]
+    assert told(data.test(), tmp_path) == [
+        (f"{good}/1.png", "good", None),
+        (f"{good}/2.png", "good", None),
+        ("dent/x/3.jpg", "x", None),
+        ("scratch/1.png", "scratch", None),
+    ]
+
+
+def test_masks_of_the_same_stem_are_found_in_their_folder(tmp_path):
+    write(tmp_path, "good/1.png", "dent/1.jpg", "scratch/1.jpg", "scratch/2.jpg")
+    write(tmp_path, "masks/dent/1.PNG", "masks/scratch/1_mask.png", "masks/2.png")
+    assert told(open_dataset(tmp_path).test(), tmp_path) == [
+        ("good/1.png", "good", None),
+        ("dent/1.jpg", "dent", "masks/dent/1.PNG"),
+        ("scratch/1.jpg", "scratch", "masks/scratch/1_mask.png"),
+        ("scratch/2.jpg", "scratch", "masks/2.png"),
+    ]
+    (tmp_path / "masks/2.png").unlink()
+    with pytest.raises(DataError, match=r"2\.jpg: no mask. Expected one 2\.png"):
+        open_dataset(tmp_path).test()
+
+
+def test_two_masks_of_an_image_are_refused(tmp_path):
+    write(tmp_path, "good/1.png", "ng/1.png", "masks/a/1.png", "masks/b/1_mask.png")
+    with pytest.raises(DataError, match="2 masks"):
+        open_dataset(tmp_path).test()
+
+
+def test_mvtec_masks_may_have_the_stem_alone(tmp_path):
+    write(tmp_path, "test/good/1.png", "test/dent/2.png", "ground_truth/dent/2.PNG")
+    assert told(open_dataset(tmp_path).test(), tmp_path)[1] == (
+        "test/dent/2.png",
+        "dent",
+        "ground_truth/dent/2.PNG",
+    )
+
+
+def test_the_good_parts_of_mvtec_for_a_threshold_are_not_those_trained_on(tmp_path):
+    write(tmp_path, "train/good/1.png", "test/good/2.png", "test/dent/3.png")
+    data = open_dataset(tmp_path)
+    assert [path.name for path in data.train()] == ["1.png"]
+    assert [path.name for path in data.good()] == ["2.png"]
+
+
+def test_ng_parts_are_not_trained_on_by_mistake(tmp_path):
+    write(tmp_path, "NG/1.png", "shift1/2.png")
+    with pytest.raises(DataError, match="holds NG, and no folder that is called good"):
+        open_dataset(tmp_path)
+
+
+def test_good_and_ng_folders_can_be_named(tmp_path):
+    write(tmp_path, "a/1.png", "b/2.png", "c/crack/3.png", "c/4.png", "truth/2.png")
+    write(tmp_path, "truth/3.png", "truth/4_mask.png")
+    data = of_folders(tmp_path / "a", [tmp_path / "b", tmp_path / "c"])
+    expected = [("a/1.png", "good"), ("b/2.png", "b"), ("c/4.png", "c"), ("c/crack/3.png", "crack")]
+    assert [one[:2] for one in told(data.test(), tmp_path)] == expected
+    assert data.source == tmp_path
+    masks = [s.mask and s.mask.name for s in with_masks(data, tmp_path / "truth").test()]
+    assert masks == [None, "2.png", "4_mask.png", "3.png"]
+
+
+def test_a_folder_is_named_by_what_tells_something(tmp_path):
+    write(tmp_path, "gear/good/1.png", "gear/parts.csv")
+    assert name_of(tmp_path / "gear/good") == "gear"
+    assert name_of(tmp_path / "gear/parts.csv") == "parts"
+
+
+@pytest.mark.parametrize(("name", "words"), [("none", "no such folder"), ("empty", "no images")])
+def test_a_folder_that_is_not_there_or_empty_is_named(tmp_path, name, words):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=rf"{name}: {words}"):
+        open_dataset(tmp_path / name).train()
+
+
+# --- lists
+
+
+ROWS = [
+    {"path": "in/1.png", "label": "good", "split": "train"},
+    {"path": "in/2.png", "label": "OK", "split": "test"},
+    {"path": "in/3.png", "label": "scratch", "mask": "masks/three.png", "split": "test"},
+]
+
+
+def write_list(root: Path, form: str) -> Path:
+    write(root, "in/1.png", "in/2.png", "in/3.png", "masks/three.png")
+    path = root / f"parts.{form.removesuffix(';')}"
+    if form == "json":
+        path.write_text(json.dumps(ROWS))
+    else:
+        names = ("path", "label", "mask", "split")
+        table = [names, *([row.get(name, "") for name in names] for row in ROWS)]
+        text = "\n".join((";" if form == "csv;" else ",").join(row) for row in table)
+        path.write_text(text, encoding="utf-8-sig")
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "csv;", "json"])
+def test_a_list_says_what_each_image_is(tmp_path, form):
+    data = open_dataset(write_list(tmp_path, form))
+    assert data.name == "parts"
+    assert [path.name for path in data.train()] == ["1.png"]
+    assert [path.name for path in data.good()] == ["2.png"]
+    assert told(data.test(), tmp_path) == [
+        ("in/2.png", "good", None),
+        ("in/3.png", "scratch", "masks/three.png"),
+    ]
+
+
+def test_a_list_without_labels_holds_good_parts(tmp_path):
+    path = tmp_path / "parts.csv"
+    path.write_text("path\na.png\nb.png\n")
+    assert [p.name for p in open_dataset(path).train()] == ["a.png", "b.png"]
+    with pytest.raises(DataError, match="without labels"):
+        open_dataset(path).test()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "columns are missing"),
+        ("file,label\na.png,good\n", "columns are file, label, expected path"),
+        ("path,label\n", "no rows"),
+        ("path,label\n,good\n", "row 2 has no path"),
+        ("path,label\na.png,good\nb.png,\n", r"image 2 \(b.png\) has no label"),
+        ("path,label,split\na.png,good,val\n", "split 'val', expected train or test"),
+    ],
+)
+def test_a_list_that_says_too_little_is_refused(tmp_path, text, words):
+    path = tmp_path / "parts.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "[{", "\xff"])
+def test_json_that_is_no_list_of_objects_is_refused(tmp_path, text):
+    path = tmp_path / "parts.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"parts\.json: "):
+        open_dataset(path)
+
+
+def test_masks_for_some_ng_parts_only_are_refused(tmp_path):
+    path = tmp_path / "parts.csv"
+    path.write_text("path,label,mask\na.png,good,\nb.png,dent,m.png\nc.png,dent,\n")
+    with pytest.raises(DataError, match=r"c\.png: no mask, and others have one"):
+        open_dataset(path).test()
+
+
+# --- images alone, and images that were seen
+
+
+def test_images_are_found_in_lists_and_without_the_masks_of_mvtec(tmp_path):
+    path = write_list(tmp_path / "list", "csv")
+    write(tmp_path / "cable", "test/good/1.png", "test/dent/2.png", "ground_truth/dent/2_mask.png")
+    found = find_images([str(path), str(tmp_path / "cable")])
+    assert [p.name for p in found] == ["1.png", "2.png", "3.png", "2.png", "1.png"]
+
+
+def test_images_at_hand_are_those_of_the_training_data(tmp_path):
+    images = write(tmp_path, "flat/1.png", "cable/test/good/2.png")
+    assert images_at_hand(str(tmp_path / "flat")) == [images[0]]
+    assert images_at_hand(str(tmp_path / "cable")) == [images[1]]
+    assert images_at_hand(str(tmp_path / "gone")) == images_at_hand(None) == []
+
+
+def test_images_that_were_trained_on_are_known_by_path_and_by_content(tmp_path):
+    one, two, held = write(tmp_path / "good", "1.png", "2.png", "x/3.png")
+    new, copied = write(tmp_path / "new", *(f"{i}.png" for i in range(4, 9)))[-2:]
+    copied.write_bytes(one.read_bytes())
+    record = TrainingRecord(
+        data=str(tmp_path / "good"), images=2, held_out=names_below([held], [one, two, held])
+    )
+    assert record.held_out == ("x/3.png",)
+    assert seen_in_training(record, [two, held, new, copied]) == [two, copied]
+    assert seen_in_training(None, [two]) == []
+    gone = TrainingRecord(data=str(tmp_path / "gone"), images=2)
+    assert seen_in_training(gone, [two]) == []

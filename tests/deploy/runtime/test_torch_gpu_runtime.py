@@ -1,0 +1,200 @@
+"""PyTorch's half network in the slots of a GPU: on fakes here, and on a GPU where there is one."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from destseg_deploy.errors import BackendError, ParityError
+from destseg_deploy.loading import load
+from destseg_deploy.models import half
+from destseg_deploy.options import TorchOptions
+from destseg_deploy.runtime import torch_gpu_runtime
+from destseg_deploy.runtime.torch_gpu_runtime import PyTorchGpuRuntime
+from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
+from tests.deploy.runtime.ort.cases import OnGpu
+from tests.fakes.device import FakeDevice
+from tests.fakes.torch_place import HostPlace
+
+ROUNDING = 5e-5
+"""The random network amplifies float32 rounding, which changes with the batch, up to this."""
+
+
+class Bench:
+    """Opens the runtime on a fake GPU; bf16 is what a CPU computes without emulation."""
+
+    def __init__(self, monkeypatch):
+        self.gpu, self.place = FakeDevice(), HostPlace()
+        monkeypatch.setattr(torch_gpu_runtime, "open_device", lambda device, binding: self.gpu)
+        monkeypatch.setattr(torch_gpu_runtime, "CudaPlace", lambda index: self.place)
+        monkeypatch.setattr(
+            torch_gpu_runtime,
+            "PyTorchRuntime",
+            lambda model, spec, device: PyTorchRuntime(model, spec),
+        )
+        # Of the gate test_parity.py tells; the random network of these tests amplifies rounding.
+        monkeypatch.setattr(torch_gpu_runtime, "check_runtime", lambda *_: None)
+
+    def open(self, checkpoint, **options):
+        return PyTorchGpuRuntime(checkpoint, options=TorchOptions(precision="bf16", **options))
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    return Bench(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, frames_of_module):
+    from destseg_deploy.models.weights import load_checkpoint
+
+    runtime = PyTorchRuntime(*load_checkpoint(checkpoint), options=TorchOptions(precision="bf16"))
+    return [runtime.infer(frames_of_module[:n]) for n in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def frames_of_module():
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_each_batch_is_recorded_once_and_replayed(
+    bench, checkpoint, frames_of_module, expected, graph
+):
+    runtime = bench.open(checkpoint, cuda_graph=graph)
+    for n in (3, 1, 3, 2, 3):
+        found, wanted = runtime.infer(frames_of_module[:n]), expected[n - 1]
+        np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, atol=1e-2)
+        np.testing.assert_allclose(found.score, wanted.score, atol=1e-2)
+    assert bench.place.recorded == (3 if graph else 0)
+    assert [name for name, _ in bench.gpu.done].count("launch_graph") == (5 if graph else 0)
+    runtime.close()
+    assert not bench.gpu.live
+
+
+def test_the_spec_says_what_computes(bench, checkpoint):
+    runtime = bench.open(checkpoint)
+    assert runtime.spec.precision == "bf16"
+    runtime.close()
+
+
+def test_arrays_on_the_gpu_are_read_and_written_in_place(
+    bench, checkpoint, frames_of_module, expected
+):
+    runtime = bench.open(checkpoint)
+    images = OnGpu(bench.gpu, frames_of_module)
+    maps = OnGpu(bench.gpu, np.zeros((3, 64, 64), np.float32))
+    scores = OnGpu(bench.gpu, np.zeros(3, np.float32))
+    runtime.infer_into(images, maps, scores)
+    np.testing.assert_allclose(maps.values, expected[2].anomaly_map, atol=1e-2)
+    np.testing.assert_allclose(scores.values, expected[2].score, atol=1e-2)
+    for array in (images, maps, scores):
+        array.memory.close()
+    runtime.close()
+
+
+def test_a_model_that_fails_the_gate_is_closed(bench, checkpoint, monkeypatch):
+    def refuse(*runtimes):
+        raise ParityError("far")
+
+    monkeypatch.setattr(torch_gpu_runtime, "check_runtime", refuse)
+    with pytest.raises(ParityError, match="far"):
+        bench.open(checkpoint)
+    assert not bench.gpu.live
+    assert bench.gpu.closed
+
+
+def test_half_is_gated_on_a_cpu_too(checkpoint, monkeypatch):
+    """Rounded as a GPU rounds, the random network is far from float32, and is not opened."""
+    with pytest.raises(ParityError, match=r"cable\.safetensors: bf16 differs from float32"):
+        load(checkpoint, options=TorchOptions(precision="bf16"))
+
+
+def test_a_benign_model_passes_the_gate_on_a_cpu(benign, category):
+    options = TorchOptions(precision="fp16", verify_images=category / "test")
+    with load(benign, options=options) as predictor:
+        assert predictor.spec.precision == "fp16"
+        assert predictor(np.zeros((1, 64, 64, 3), np.uint8)).score.dtype == np.float32
+
+
+@pytest.fixture(scope="module")
+def benign(model, checkpoint, tmp_path_factory):
+    """A model that amplifies rounding little: its last convolution is a tenth as large."""
+    import copy
+
+    from destseg_deploy.models.weights import load_checkpoint, save_checkpoint
+
+    small = copy.deepcopy(model)
+    small.segmentation_net.head[4].weight.data *= 0.02
+    path = tmp_path_factory.mktemp("benign") / "cable.safetensors"
+    save_checkpoint(small, load_checkpoint(checkpoint)[1], path)
+    return path
+
+
+def test_a_broken_half_is_refused(benign, category, monkeypatch):
+    """Negative control: a stem that is rounded to a few bits does not pass."""
+    real = half.to_half
+
+    def broken(model, precision):
+        made = real(model, precision)
+        made.teacher_net.encoder.conv1.weight.data *= 1.5
+        return made
+
+    monkeypatch.setattr("destseg_deploy.runtime.torch_runtime.to_half", broken)
+    with pytest.raises(ParityError, match="differs from float32"):
+        load(benign, options=TorchOptions(precision="fp16", verify_images=category / "test"))
+
+
+@pytest.mark.parametrize("name", ["cuda_graph", "verify_images"])
+def test_options_of_half_are_refused_in_float32(name, tmp_path):
+    value = {"cuda_graph": False, "verify_images": tmp_path}[name]
+    with pytest.raises(BackendError, match=f"{name} .*it is for precision fp16 or bf16"):
+        TorchOptions(**{name: value})
+
+
+# ---------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_gpu_answers_in_half_as_in_float32(benign, category, frames_of_module, graph):
+    options = TorchOptions(precision="fp16", cuda_graph=graph, verify_images=category / "test")
+    with load(benign, device="cuda", options=options) as fast, load(benign) as plain:
+        for n in (3, 1, 3, 2, 1):
+            found, wanted = fast(frames_of_module[:n]), plain(frames_of_module[:n])
+            np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, atol=1e-2)
+            np.testing.assert_allclose(found.score, wanted.score, atol=5e-3)
+
+
+@pytest.mark.gpu
+def test_frames_on_the_gpu_are_scored_without_a_copy(benign, category, frames_of_module):
+    """Twice, since arrays that come back get a graph of their own; as DLPack and as CUDA arrays."""
+    options = TorchOptions(precision="fp16", verify_images=category / "test")
+    with load(benign, device="cuda", options=options) as fast:
+        runtime = fast.runtime
+        wanted = runtime.infer(frames_of_module)
+        images = torch.from_numpy(frames_of_module).cuda()
+        maps, scores = torch.zeros(3, 64, 64, device="cuda"), torch.zeros(3, device="cuda")
+        for _ in range(3):
+            maps.zero_()
+            runtime.infer_into(images, maps, scores)
+            np.testing.assert_allclose(maps.cpu(), wanted.anomaly_map, atol=1e-3)
+            np.testing.assert_allclose(scores.cpu(), wanted.score, atol=1e-3)
+        cupy = pytest.importorskip("cupy")
+        theirs = cupy.zeros((3, 64, 64), cupy.float32)
+        runtime.infer_into(cupy.asarray(frames_of_module), theirs, cupy.zeros(3, cupy.float32))
+        np.testing.assert_allclose(theirs.get(), wanted.anomaly_map, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_many_calls_take_no_more_memory(benign, category, frames_of_module):
+    options = TorchOptions(precision="fp16", verify_images=category / "test")
+    with load(benign, device="cuda", options=options) as fast:
+        for _ in range(10):
+            fast.runtime.infer(frames_of_module)
+        before = torch.cuda.mem_get_info()[0]
+        for _ in range(1000):
+            fast.runtime.infer(frames_of_module)
+        assert torch.cuda.mem_get_info()[0] >= before - 2**20

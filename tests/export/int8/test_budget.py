@@ -1,0 +1,76 @@
+"""Layers given back until the accuracy holds."""
+
+import pytest
+
+from destseg_deploy.errors import ExportError
+from destseg_export.int8.budget import Accuracy, by_harm, doubling, fit_budget
+
+WHOLE = Accuracy(0.7, 0.9)
+COST = {"a": 0.02, "b": 0.004, "c": 0.001}
+
+
+def _measure(kept):
+    return Accuracy(0.7 - sum(COST[name] for name in kept), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "layers", "drop"),
+    [(3.0, "abc", 2.5), (2.5 + 1e-9, "abc", 2.5), (0.5 + 1e-9, "bc", 0.5), (0.2, "c", 0.1)],
+)
+def test_the_most_sensitive_go_first(max_drop, layers, drop):
+    fit = fit_budget(_measure, WHOLE, "abc", max_drop)
+    assert "".join(fit.layers) == layers
+    assert "".join(fit.given_back) == "abc"[: 3 - len(layers)]
+    assert fit.drop == pytest.approx(drop)
+
+
+def test_a_budget_that_cannot_be_met_names_the_best_found():
+    with pytest.raises(ExportError, match=r"Best found: 0\.10 points with 1 of 3 layers"):
+        fit_budget(_measure, WHOLE, "abc", 0.01)
+
+
+def test_either_measure_can_break_it():
+    assert WHOLE.drop(Accuracy(0.71, 0.89)) == pytest.approx(1)
+    assert WHOLE.drop(Accuracy(0.69, 0.95)) == pytest.approx(1)
+    assert WHOLE.drop(Accuracy(0.8, 0.95)) < 0
+    with pytest.raises(ExportError, match=r"loses more than 0\.5 points"):
+        fit_budget(lambda kept: Accuracy(0.9, 0.8), WHOLE, "abc", 0.5)
+
+
+def test_attempts_are_reported():
+    lines = []
+    fit_budget(_measure, WHOLE, "abc", 0.2, lines.append)
+    assert lines == [
+        "3 of 3 layers in int8: +2.50 points lost",
+        "2 of 3 layers in int8: +0.50 points lost",
+        "1 of 3 layers in int8: +0.10 points lost",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("below", "counts"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 4, 8])]
+)
+def test_counts_double_up_to_a_single_layer_left(below, counts):
+    assert doubling(below) == counts
+
+
+@pytest.mark.parametrize("sensitive", range(49))
+def test_among_many_layers_few_attempts_find_the_smallest_number(sensitive):
+    """Each of the first ``sensitive`` layers alone breaks the budget, the others cost nothing."""
+    layers = [f"layer{i}" for i in range(50)]
+    attempts = []
+
+    def measure(kept):
+        attempts.append(kept)
+        return Accuracy(0.7 - 0.01 * (layers[sensitive - 1] in kept if sensitive else 0), 0.9)
+
+    fit = fit_budget(measure, WHOLE, layers, 0.5)
+    assert len(fit.given_back) == sensitive
+    assert fit.layers in attempts  # what is returned was measured
+    assert len(attempts) <= 13
+
+
+def test_a_small_layer_that_moves_the_maps_is_given_back_before_a_large_one():
+    moved = {"large": 3.0, "small": 2.0, "still": 0.5}
+    assert by_harm(moved, {"large": 10, "small": 1, "still": 1}) == ["small", "still", "large"]
+    assert by_harm(moved, dict.fromkeys(moved, 1)) == ["large", "small", "still"]
