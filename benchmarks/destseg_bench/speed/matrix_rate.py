@@ -5,7 +5,6 @@ Both bound a network's time from below, so each latency says its share of them.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +33,8 @@ def measure_rates(device: str, *, repeats: int = 20) -> dict[str, Any]:
 
     Args:
         device: ``cuda``, ``cuda:<index>``, or ``cpu``, which stands in where there is no GPU.
-        repeats: Products and copies that are timed; medians count.
+        repeats: Products and copies that are timed; the fastest counts, as what disturbs a
+            measurement only slows it down.
 
     Returns:
         ``tflops`` of products in ``precision``, of matrices of ``side``; ``images_per_second``, the
@@ -89,7 +89,7 @@ def _measure_copies(place: torch.device, repeats: int) -> dict[str, float]:
 
 
 def _seconds(work: Callable[[], Tensor], place: torch.device, repeats: int) -> float:
-    """Return the median time of some work; the first, which chooses algorithms, is left out."""
+    """Return the shortest time of some work; the first, which chooses algorithms, is left out."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -97,4 +97,4 @@ def _seconds(work: Callable[[], Tensor], place: torch.device, repeats: int) -> f
         if place.type == "cuda":
             torch.cuda.synchronize(place)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return min(times[1:])

@@ -236,9 +236,12 @@ def test_the_command_gives_shares_on_a_cpu_when_asked(onnx_artifact, category, t
     words = ["--images", category / "test", "--rates", "--rounds", "2", "--output", output]
     printed = succeed("latency", onnx_artifact, *words).output
     result = json.loads(output.read_text())
-    assert result["rates"]["tflops"] > 0
-    assert 0 < result["rows"][0]["matrix_share"] < 1
-    assert 0 < result["rows"][0]["memory_share"] < 1
+    rates, row = result["rates"], result["rows"][0]
+    arithmetic = row["size"][0] * row["size"][1] / 256**2
+    share = row["images_per_second"] * arithmetic / rates["images_per_second"]
+    assert row["matrix_share"] == pytest.approx(share)
+    seconds = row["bytes"] / rates["memory_gb_per_second"] / 1e9
+    assert row["memory_share"] == pytest.approx(1e3 * seconds / row["median"])
     assert "of matrix rate" in printed
 
 
