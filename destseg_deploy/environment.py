@@ -49,13 +49,45 @@ def allowed_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def cpu_name() -> str:
+    """Return the processor's name as its maker gives it, such as ``AMD EPYC``.
+
+    Python's own answer is empty on Linux, and a family number on Windows. Where the maker gives
+    none, as on ARM, this is the name of the architecture.
+    """
+    if sys.platform == "win32":
+        return _registry_name() or platform.machine()
+    return _cpuinfo_name() or platform.machine()
+
+
+def _cpuinfo_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, None)
+
+
+if sys.platform == "win32":
+    import winreg
+
+    def _registry_name() -> str | None:
+        place = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, place) as key:
+                return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+        except OSError:
+            return None
+
+
 def describe_environment() -> dict[str, Any]:
     """Return command, time, commit, hardware and versions, ready for JSON."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
         "gpu": _gpu(),
@@ -101,16 +133,6 @@ def _gpu_clocks() -> str | None:
 
 def _query_gpu(fields: str) -> str | None:
     return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-
-
-def _cpu_model() -> str:
-    """Return the processor's name; Python's own answer is empty on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _memory_gib() -> float | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import (
     BACKENDS,
+    CPU,
     Device,
     OpenVinoOptions,
     Options,
@@ -55,7 +57,7 @@ def load(
     *,
     backend: str | None = None,
     device: str | Device | None = None,
-    options: Options | None = None,
+    options: Options | Literal["tuned"] | None = None,
 ) -> Predictor:
     """Open an artifact.
 
@@ -71,13 +73,16 @@ def load(
             given, ``cuda`` for an engine and ``cpu`` for all else.
         options: An object of the back end's class: ``OrtOptions``, ``OpenVinoOptions``,
             ``TensorRtOptions``, ``TorchOptions`` or ``ServerOptions``. Defaults unless given.
+            ``"tuned"`` takes back end and options from ``<name>.tuning.json``, which ``destseg
+            tune`` wrote on this machine.
 
     Raises:
         SpecError: If the spec is missing, was written for another file, or an engine was built for
             another GPU or TensorRT.
         WeightsError: If a checkpoint is damaged.
         BackendError: If the file is missing or of an unknown kind; if file, back end, device and
-            options do not fit together; or if the back end or the device is not there.
+            options do not fit together; or if the back end or the device is not there; or if the
+            artifact was not tuned here.
     """
     if not isinstance(path, str | Path) or not str(path).strip():
         raise BackendError(f"load({path!r}): expected the path of a {KNOWN} artifact.")
@@ -87,6 +92,8 @@ def load(
         found = "a folder" if path.is_dir() else found
         raise BackendError(f"{path}: {found}. Expected a {KNOWN} artifact.")
     place = None if device is None else Device.parse(device)
+    if options == "tuned":
+        backend, options = _tuned(path, backend, place)
     kind = None if options is None else type(options)
     chosen = choose_backend(path, backend, place, kind)
     fit = FITS[chosen]
@@ -94,6 +101,20 @@ def load(
     options = options or fit.options()
     check_device(options, place)
     return Predictor(_open(path, place, options))
+
+
+def _tuned(path: Path, backend: str | None, device: Device | None) -> tuple[str, Options]:
+    """Return what a tuning says, where nothing else was asked for."""
+    from destseg_deploy.tuning import tuned
+
+    if device not in (None, CPU):
+        raise BackendError(f"device '{device}': a tuning is for the CPU. Drop one of the two.")
+    chosen, options = tuned(path)
+    if backend not in (None, chosen):
+        raise BackendError(
+            f"backend {backend!r}: {path.name} was tuned to {chosen}. Drop one of the two."
+        )
+    return chosen, options
 
 
 def choose_backend(

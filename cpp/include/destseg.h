@@ -86,7 +86,11 @@ typedef struct destseg_options {
   uint32_t struct_size; /* sizeof(destseg_options) */
   int32_t threads;      /* threads within one inference on a CPU; 0 leaves it to the back end */
   int32_t parallel;     /* calls on this handle that run at once, 1 to 64; 0 means 2 */
-  uint32_t reserved;    /* 0, or the call fails */
+  int32_t tuned;        /* 1: back end, precision, threads and spinning are what `destseg tune` found
+                           fastest on this machine and wrote beside the artifact, as
+                           <name>.tuning.json; leave them out then. The call fails where that was made
+                           on another machine, for another file or with another version of the back
+                           end. 0: they are as said here */
   const char *backend;  /* "onnxruntime", "openvino" or "tensorrt"; NULL takes, for .onnx, the
                            first of these whose library is found, and for .engine TensorRT */
   const char *device;   /* "cpu", "cuda" or "cuda:<index>"; NULL means "cpu" for .onnx and "cuda"

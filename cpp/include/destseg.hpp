@@ -213,6 +213,7 @@ struct Options {
   std::string worker_cores;  // of ONNX Runtime on a CPU only, such as "2,3,5"; see destseg_options
   bool spinning = true;      // of ONNX Runtime on a CPU only
   int queue = 0;             // tickets that may be open; 0: 16
+  bool tuned = false;        // as `destseg tune` found fastest on this machine; see destseg_options
   Log log;                   // empty: nothing is reported
 };
 
@@ -244,6 +245,7 @@ class Predictor {
     given.worker_cores = options.worker_cores.empty() ? nullptr : options.worker_cores.c_str();
     given.no_spinning = options.spinning ? 0 : 1;
     given.queue = options.queue;
+    given.tuned = options.tuned ? 1 : 0;
     if (options.log) {
       log_ = std::make_unique<Log>(options.log);
       given.log = &report;

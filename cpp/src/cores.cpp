@@ -1,9 +1,20 @@
 #include "cores.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <thread>
 
+#ifdef _WIN32
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+#else
+#include <sys/utsname.h>
+#endif
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -12,7 +23,6 @@
 #include "text.hpp"
 
 namespace destseg_core {
-namespace {
 
 std::vector<int> allowed_cores() {
   std::vector<int> cores;
@@ -29,6 +39,8 @@ std::vector<int> allowed_cores() {
   return cores;
 }
 
+namespace {
+
 void check_allowed(const std::vector<int> &cores, const std::string &text) {
   const std::vector<int> allowed = allowed_cores();
   std::string listed;
@@ -39,7 +51,46 @@ void check_allowed(const std::vector<int> &cores, const std::string &text) {
                           std::to_string(core) + ", expected some of " + listed + ".");
 }
 
+std::string trimmed(const std::string &text) {
+  const std::size_t begin = text.find_first_not_of(" \t"), end = text.find_last_not_of(" \t\r\n");
+  return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
+}
+
+#ifdef _WIN32
+std::string makers_name() {
+  constexpr wchar_t kPlace[] = L"HARDWARE\\DESCRIPTION\\System\\CentralProcessor\\0";
+  wchar_t wide[256] = {};
+  DWORD bytes = sizeof wide;
+  if (RegGetValueW(HKEY_LOCAL_MACHINE, kPlace, L"ProcessorNameString", RRF_RT_REG_SZ, nullptr, wide,
+                   &bytes) != ERROR_SUCCESS)
+    return "";
+  return trimmed(std::filesystem::path(wide).u8string());
+}
+
+std::string architecture_name() {
+  const char *const found = std::getenv("PROCESSOR_ARCHITECTURE");
+  return found == nullptr ? "" : found;
+}
+#else
+std::string makers_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.rfind("model name", 0) == 0) return trimmed(line.substr(line.find(':') + 1));
+  return "";
+}
+
+std::string architecture_name() {
+  utsname found{};
+  return uname(&found) == 0 ? found.machine : "";
+}
+#endif
+
 }  // namespace
+
+std::string cpu_name() {
+  const std::string name = makers_name();
+  return name.empty() ? architecture_name() : name;
+}
 
 std::vector<int> cores_of(const std::string &text) {
   std::vector<int> cores;

@@ -7,6 +7,7 @@
 #include "json.hpp"
 #include "structs.hpp"
 #include "text.hpp"
+#include "tuning.hpp"
 
 namespace destseg_core {
 namespace {
@@ -90,6 +91,18 @@ void set_threads(Request &request, const destseg_options &options) {
                          "caller.");
 }
 
+// Everything that a tuning decides must be left to it.
+void set_tuned(Request &request, const destseg_options &options) {
+  const bool given = options.backend != nullptr || options.precision != nullptr ||
+                     options.threads != 0 || options.worker_cores != nullptr ||
+                     options.no_spinning != 0 || request.device != "cpu";
+  if (given)
+    throw argument_error("options: tuned with backend, device, precision, threads, worker_cores or "
+                         "no_spinning, which the tuning decides, on the CPU. Leave them out.");
+  request.tuned = true;
+  follow_tuning(request);
+}
+
 Request request_of(const char *path, const destseg_options &options) {
   Request request;
   request.path = path_of(path);
@@ -103,6 +116,11 @@ Request request_of(const char *path, const destseg_options &options) {
                         ": expected cpu, cuda or cuda:<index>.");
   if (!engine && suffix != ".onnx")
     throw backend_error(name + ": unknown kind of artifact. Expected .onnx or .engine.");
+  request.log = Log(options.log, options.log_context);
+  if (within("tuned", options.tuned, 0, 1) == 1) {
+    set_tuned(request, options);
+    return request;
+  }
   request.backend = options.backend != nullptr ? options.backend : default_backend(request.path);
   if (engine != (request.backend == "tensorrt"))
     throw backend_error(name + ": the back end " + in_quotes(request.backend) +
@@ -111,7 +129,6 @@ Request request_of(const char *path, const destseg_options &options) {
   set_threads(request, options);
   if (options.precision != nullptr) check_precision(name, request.backend, options.precision);
   request.precision = options.precision != nullptr ? options.precision : "fp32";
-  request.log = Log(options.log, options.log_context);
   return request;
 }
 
@@ -121,9 +138,6 @@ Opening opening_of(const char *path, const destseg_options *given) {
   if (path == nullptr) throw argument_error("path: null. Pass the artifact's path.");
   const destseg_options options = given == nullptr ? destseg_options{} : known_part(given, "options");
   if (given != nullptr) check_rest(*given, "options");
-  if (options.reserved != 0)
-    throw argument_error("options: reserved " + std::to_string(options.reserved) +
-                         ", expected 0. Zero the struct before setting it.");
   const int parallel = within("parallel", options.parallel, 0, 64);
   const int queue = within("queue", options.queue, 0, 1024);
   return {request_of(path, options), parallel == 0 ? 2 : parallel, queue == 0 ? 16 : queue};

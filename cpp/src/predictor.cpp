@@ -9,6 +9,7 @@
 
 #include "error.hpp"
 #include "text.hpp"
+#include "tuning.hpp"
 
 namespace destseg_core {
 namespace {
@@ -56,6 +57,7 @@ Predictor::Predictor(Request request, int parallel)
       workers_(parallel, [this] {
         return std::make_unique<Worker>(backend_->open_lane(), spec_, cache_);
       }) {
+  if (request_.tuned) check_tuning(request_, spec_.artifact.sha256, backend_->version());
   request_.log.info(request_.path.u8string() + ": opened by " + request_.backend + " " +
                     backend_->version() + " on " + request_.device + ", " +
                     std::to_string(parallel) + " calls at once.");
@@ -136,6 +138,7 @@ Request Predictor::request_for(std::filesystem::path path) const {
   if (request.path.extension() != request_.path.extension())
     throw backend_error(request.path.u8string() + ": the handle was opened with a " +
                         request_.path.extension().u8string() + ". Reload one of the same kind.");
+  if (request.tuned) follow_tuning(request);
   return request;
 }
 

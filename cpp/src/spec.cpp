@@ -388,7 +388,9 @@ Spec build(Json &data, const std::string &where) {
   return spec;
 }
 
-std::string read_text(const std::filesystem::path &path) {
+}  // namespace
+
+std::string read_json_text(const std::filesystem::path &path) {
   const auto refuse = [&](const std::string &why) {
     return spec_error(path.u8string() + ": cannot be read (" + why +
                       "). Restore it or export again.");
@@ -412,8 +414,6 @@ std::string read_text(const std::filesystem::path &path) {
   }
   return bytes;
 }
-
-}  // namespace
 
 double Threshold::normalized(double raw) const {
   if (raw > score) return std::min(1.0, 0.5 + 0.5 * (raw - score) / std::max(1 - score, 1e-6));
@@ -445,7 +445,7 @@ Spec read_spec(const std::filesystem::path &artifact) {
     throw spec_error(artifact.u8string() + ": no spec " + path.filename().u8string() +
                      " beside it. Copy the .json that was written with the artifact, or make both "
                      "again with destseg-export.");
-  return spec_from_json(read_text(path), path.u8string());
+  return spec_from_json(read_json_text(path), path.u8string());
 }
 
 void check_artifact(const Spec &spec, const std::filesystem::path &artifact) {

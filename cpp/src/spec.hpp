@@ -87,6 +87,9 @@ struct Spec {
   }
 };
 
+// The text of a JSON file, in UTF-8. Throws Error (spec).
+std::string read_json_text(const std::filesystem::path &path);
+
 // Read a spec. Throws Error (spec); `where` is what to call it, usually the file.
 Spec spec_from_json(const std::string &text, const std::string &where);
 // Read the spec beside an artifact: the same name, suffix .json (.engine.json for an engine).

@@ -16,6 +16,7 @@ from destseg_deploy.errors import BackendError, DestsegError
 from destseg_deploy.loading import FITS, choose_backend
 from destseg_deploy.options import BACKENDS, Device
 from destseg_deploy.spec import Threshold, is_number
+from destseg_deploy.tuning import tuned
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -154,7 +155,7 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(artifact: Path, **values: Any) -> Any:
         how = read_runtime_options(artifact, values)
-        names = {"threads"} | {
+        names = {"threads", "tuned"} | {
             _destination(one, prefix)
             for backend, prefix in PREFIXES.items()
             for one in fields(FITS[backend].options)
@@ -169,6 +170,12 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
         heading = f"Options of back end {backend} ({suffixes})"
         added = options_of(kind, heading=heading, prefix=prefix, skip=("threads",))(added)
     added = THREADS(added)
+    added = click.option(
+        "--tuned",
+        is_flag=True,
+        help="Run it as destseg tune found fastest on this PC, in place of the options above and "
+        "below.",
+    )(added)
     added = click.option(
         "--device",
         metavar="cpu|cuda[:N]|gpu[:N]",
@@ -193,9 +200,13 @@ def read_runtime_options(artifact: Path, values: Mapping[str, Any]) -> dict[str,
     Raises:
         click.UsageError: If an option is for another back end than the one that runs, or has a
             value that its back end refuses.
-        BackendError: If file, back end and device do not fit together.
+        BackendError: If file, back end and device do not fit together, or the file is not tuned.
     """
     chosen = {name: given(FITS[name].options, values, PREFIXES[name]) for name in BACKENDS}
+    if values["tuned"]:
+        _refuse_beside_tuned(values, chosen)
+        backend, options = tuned(artifact)
+        return {"backend": backend, "device": None, "options": options}
     asked = [name for name in BACKENDS if chosen[name]]
     device, backend = values["device"], values["backend"]
     # Options of one back end choose it, as its dataclass does in Python; of two, one is wrong.
@@ -219,6 +230,15 @@ def read_runtime_options(artifact: Path, values: Mapping[str, Any]) -> dict[str,
         return {"backend": backend, "device": device, "options": kind(**named)}
     except DestsegError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _refuse_beside_tuned(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    given = [f"--{name}" for name in ("backend", "device", "threads") if values[name]]
+    for name, options in chosen.items():
+        if options:
+            given.append(str(given_flag(FITS[name].options, values, PREFIXES[name])))
+    if given:
+        raise click.UsageError(f"{given[0]} and --tuned: one of them decides. Drop the other.")
 
 
 def echo_threshold(result: Threshold | None, artifact: Path) -> None:

@@ -103,7 +103,7 @@ class Options(Structure):
         ("struct_size", c_uint32),
         ("threads", c_int32),
         ("parallel", c_int32),
-        ("reserved", c_uint32),
+        ("tuned", c_int32),
         ("backend", c_char_p),
         ("device", c_char_p),
         ("precision", c_char_p),

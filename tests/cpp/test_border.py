@@ -260,7 +260,7 @@ def test_structs_of_another_size(library, handle, engine):
         ({"threads": -1}, "threads -1"),
         ({"threads": 5000}, "threads 5000"),
         ({"parallel": 65}, "65"),
-        ({"reserved": 9}, "reserved 9, expected 0"),
+        ({"tuned": 9}, "tuned 9, expected 0 to 1"),
     ],
 )
 def test_impossible_options_are_refused(library, engine, options, words):

@@ -10,7 +10,7 @@ namespace Destseg
         public uint StructSize;
         public int Threads;
         public int Parallel;
-        public uint Reserved;
+        public int Tuned;
         public IntPtr Backend;
         public IntPtr Device;
         public IntPtr Precision;

@@ -240,7 +240,7 @@ namespace Destseg
             var native = new NativeOptions {
                 StructSize = (uint)Marshal.SizeOf(typeof(NativeOptions)), Threads = options.Threads,
                 Parallel = options.Parallel, NoSpinning = options.Spinning ? 0 : 1,
-                Queue = options.Queue };
+                Queue = options.Queue, Tuned = options.Tuned ? 1 : 0 };
             NativeLog log = Reporter(options.Log);
             if (log != null) native.Log = Marshal.GetFunctionPointerForDelegate(log);
             try
