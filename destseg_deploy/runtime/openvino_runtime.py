@@ -71,15 +71,8 @@ class OpenVinoRuntime:
         self.spec.check_artifact(path)
         self.precision = options.precision
         openvino = _import(path)
-        core = _open_core(openvino, device, options.precision)
-        config: dict[str, Any] = {
-            "PERFORMANCE_HINT": options.hint.upper(),
-            "INFERENCE_PRECISION_HINT": PRECISIONS[options.precision],
-            **({"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}),
-            **({"NUM_STREAMS": str(options.streams)} if options.streams else {}),
-            **({} if options.pinning is None else {"ENABLE_CPU_PINNING": options.pinning}),
-            **({} if device.kind != "cpu" else _int8_config(openvino, core, self.spec)),
-        }
+        core = open_core(openvino, device, options.precision)
+        config = compile_config(openvino, core, self.spec, device, options)
         compiled = self._open(openvino, core, path, _name(device), config, options.cache)
         _check_outputs(openvino, compiled, self.spec, path)
         self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
@@ -151,7 +144,12 @@ def _import(path: Path) -> Any:
         ) from error
 
 
-def _open_core(openvino: Any, device: Device, precision: str) -> Any:
+def open_core(openvino: Any, device: Device, precision: str) -> Any:
+    """Return OpenVINO's core, after checking that it has the device and the precision.
+
+    Raises:
+        BackendError: If it does not.
+    """
     core, name = openvino.Core(), _name(device)
     there = core.available_devices
     if name not in there and f"{name}.0" not in there:  # several GPUs are GPU.0, GPU.1, ...
@@ -164,6 +162,20 @@ def _open_core(openvino: Any, device: Device, precision: str) -> Any:
             "precision 'bf16': this CPU does not compute in it. Use 'fp32', or an INT8 artifact."
         )
     return core
+
+
+def compile_config(
+    openvino: Any, core: Any, spec: ModelSpec, device: Device, options: OpenVinoOptions
+) -> dict[str, Any]:
+    """Return the properties with which an artifact is compiled."""
+    return {
+        "PERFORMANCE_HINT": options.hint.upper(),
+        "INFERENCE_PRECISION_HINT": PRECISIONS[options.precision],
+        **({"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}),
+        **({"NUM_STREAMS": str(options.streams)} if options.streams else {}),
+        **({} if options.pinning is None else {"ENABLE_CPU_PINNING": options.pinning}),
+        **({} if device.kind != "cpu" else _int8_config(openvino, core, spec)),
+    }
 
 
 def _name(device: Device) -> str:

@@ -11,6 +11,7 @@ from destseg_bench.cli.compare import compare
 from destseg_bench.cli.cpu import cpu
 from destseg_bench.cli.gpu import gpu, pack_command, random_model, rates, unpack_command
 from destseg_bench.cli.latency import latency
+from destseg_bench.cli.layers import layers
 from destseg_bench.cli.nncf import nncf
 from destseg_bench.cli.report import report
 from destseg_bench.cli.rewrites import rewrites
@@ -38,6 +39,7 @@ COMMANDS = (
     cpu,
     gpu,
     latency,
+    layers,
     nncf,
     pack_command,
     random_model,

@@ -53,6 +53,37 @@ def rates(result: Result) -> list[Table]:
     return [Table.of(f"Bounds of {_machine(result)}", columns, result["rows"])]
 
 
+def layers(result: Result) -> list[Table]:
+    """Return where the time of an artifact goes, and what the CPU can do at best."""
+    columns = (
+        column("layers", "name"),
+        ("number", lambda row: str(row["count"])),
+        column("ms", "milliseconds", 2),
+        _share("of the time", "share"),
+        ("in", lambda row: ", ".join(row["precisions"])),
+        optional("GMAC/s", "gmac_per_second", 0),
+        _share("of the CPU's rate", "rate_share"),
+    )
+    whole = sum(row["milliseconds"] for row in result["rows"])
+    title = (
+        f"{result['artifact']} in {result['back_end']}, batch {result['batch']}, on "
+        f"{_machine(result)}: {whole:.1f} ms, profiled"
+    )
+    return [*cpu_rates(result), Table.of(title, columns, result["rows"])]
+
+
+def cpu_rates(result: Result) -> list[Table]:
+    """Return what a CPU multiplies at best in each precision, if that was measured."""
+    columns = (
+        column("precision", "precision"),
+        column("library", "library"),
+        column("fastest work", "work"),
+        column("GMAC/s", "gmac_per_second", 0),
+    )
+    rows = result.get("rates", [])
+    return [Table.of(f"The CPU at best ({_machine(result)})", columns, rows)] if rows else []
+
+
 def _share(head: str, key: str) -> Column:
     return head, lambda row: number(100 * row[key], 1, " %") if key in row else NOTHING
 
@@ -66,6 +97,7 @@ def cpu(result: Result) -> list[Table]:
             optional("p90", f"p90 {batch}", 1),
             optional("faster", f"faster {batch}", 2, "x"),
         ]
+        columns += [_share("of the CPU's rate", f"rate share {batch}")]
     columns += [
         optional("start s", "seconds", 2),
         optional("MiB", "resident_mib", 0),
@@ -79,10 +111,14 @@ def cpu(result: Result) -> list[Table]:
     note = (
         "Milliseconds per image, from pixels to map and score, interleaved. Faster: than PyTorch "
         "eager. Start: from starting a fresh process to its first answer. MiB: the largest "
-        "resident memory of that process."
+        "resident memory of that process. The CPU's rate: what it multiplies at best in the "
+        "precision of the row; the share counts the fused graph's arithmetic and the fastest call."
     )
     return [
-        Table.of(f"DeSTSeg on a CPU ({_machine(result)}), {result['data']}", columns, rows, (note,))
+        *cpu_rates(result),
+        Table.of(
+            f"DeSTSeg on a CPU ({_machine(result)}), {result['data']}", columns, rows, (note,)
+        ),
     ]
 
 
@@ -94,6 +130,8 @@ def _cpu_row(result: Result, name: str) -> Result:
             batch = timed["batch"]
             row |= {f"{key} {batch}": timed[key] / batch for key in ("median", "p90")}
             row[f"faster {batch}"] = timed["times_faster"]
+            if "rate_share" in timed:
+                row[f"rate share {batch}"] = timed["rate_share"]
     return row
 
 

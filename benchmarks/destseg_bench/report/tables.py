@@ -17,6 +17,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "accuracy": accuracy_tables.runs,
     "cpu": speed_tables.cpu,
     "latency": speed_tables.latency,
+    "layers": speed_tables.layers,
     "rates": speed_tables.rates,
     "training": speed_tables.training,
     "cpp-overhead": speed_tables.cpp_overhead,

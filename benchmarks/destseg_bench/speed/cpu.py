@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from destseg_bench.speed.agreement import Skipped, score_each
 from destseg_bench.speed.cold_start import measure_cold_start
 from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import CPU_BACK_ENDS, open_artifact
+from destseg_bench.speed.cpu_rates import machine_rate, measure_cpu_rates
 from destseg_bench.speed.latency import find_frames, measure_latency
 from destseg_bench.timing import Advance
 from destseg_deploy.evaluation.test_set import compute_metrics
@@ -82,13 +84,15 @@ def measure_cpu(
         warmup: Calls of each before, not timed.
         starts: Fresh processes of each contender.
         progress: Makes the function that is told what is done, from a label.
-        save: Called after each of the three parts with what was found so far.
+        save: Called after each of the parts with what was found so far.
 
     Returns:
-        ``latency``, the rows of ``measure_latency``; ``start``, name -> ``measure_cold_start``;
-        ``accuracy``, name -> metrics in [0, 1].
+        ``latency``, the rows of ``measure_latency``; ``rates``, what the CPU multiplies at best,
+        see ``cpu_rates``; each row of a precision that is among them has its ``rate_share``;
+        ``start``, name -> ``measure_cold_start``; ``accuracy``, name -> metrics in [0, 1].
     """
     found: dict[str, Any] = {"latency": []}
+    gmac = _least_gmac(contenders)
     frames = find_frames(category / "test", max(rounds))
     with progress("timing") as advance:
         for batch, count in rounds.items():
@@ -96,6 +100,17 @@ def measure_cpu(
                 contenders, frames, batches=(batch,), rounds=count, warmup=warmup, report=advance
             ):
                 found["latency"] += rows
+    save(found)
+    with progress("measuring the CPU") as advance:
+        rates = measure_cpu_rates(report=advance)
+    found["rates"] = [asdict(one) for one in rates]
+    for row, one in product(found["latency"], contenders):
+        if row["name"] == one.name and gmac and "lowest" in row:
+            best = machine_rate(rates, _computes(one))
+            fastest = (
+                1e3 * row["batch"] * gmac / row["lowest"]
+            )  # GMAC a second, of the fastest call
+            row |= {} if best is None else {"rate_share": fastest / best}
     save(found)
     runtimes = [one for one in contenders if not one.torch_way]
     found["start"] = {
@@ -115,3 +130,18 @@ def measure_cpu(
         }
     save(found)
     return found
+
+
+def _computes(one: Contender) -> str:
+    """Return the precision of a contender's convolutions; bf16 leaves those in INT8 as they are."""
+    return "bf16" if one.back_end == "openvino-bf16" and one.precision == "fp32" else one.precision
+
+
+def _least_gmac(contenders: Sequence[Contender]) -> float | None:
+    """Return the least arithmetic that the answers need: the fused graph's, in 1e9 MAC an image.
+
+    None if no spec says it.
+    """
+    specs = (ModelSpec.read(one.artifact) for one in contenders)
+    known = [one.fusion.macs_after for one in specs if one.fusion and one.fusion.macs_after]
+    return min(known) / 1e9 if known else None

@@ -175,7 +175,14 @@ def check_artifact(path: Path, device: Device, options: OrtOptions) -> tuple[Any
 
 
 def open_session(
-    ort: Any, path: Path, spec: ModelSpec, device: Device, options: OrtOptions, *, stream: int = 0
+    ort: Any,
+    path: Path,
+    spec: ModelSpec,
+    device: Device,
+    options: OrtOptions,
+    *,
+    stream: int = 0,
+    profile: Path | None = None,
 ) -> Any:
     """Open a graph where it was asked for.
 
@@ -186,6 +193,7 @@ def open_session(
         device: Where it must run.
         options: See ``OrtOptions``.
         stream: On a GPU, the ``cudaStream_t`` that all runs are queued on.
+        profile: Beginning of the file that ``end_profiling`` of the session writes; None for none.
 
     Returns:
         An ``InferenceSession``.
@@ -203,6 +211,8 @@ def open_session(
     given.intra_op_num_threads = settings.threads
     given.enable_cpu_mem_arena = settings.arena
     given.log_severity_level = 3
+    if profile is not None:
+        given.enable_profiling, given.profile_file_prefix = True, str(profile)
     for name, value in {RECORD: "1", **settings.entries}.items():
         given.add_session_config_entry(name, value)
     model = str(path) if is_encodable(path) else path.read_bytes()
