@@ -41,6 +41,7 @@ PARSED_ONLY = {
     r"--input-size": "a graph of its own is traced: tests/deploy/cli/test_cli.py",
     r"destseg-bench|destseg bench (?!agreement)": "minutes to days: tests/bench",
     r"quantize|study-half": "minutes: tests/export/int8, tests/export/half",
+    r"tune": "minutes: tests/bench/speed/test_tune.py, tests/deploy/test_tuning.py",
     r"fuse": "a second traced graph: tests/export/cli/test_cpu.py",
     r"--with-cpp|export cpp": "tests/cpp/test_cpp_project.py",
     r"--on ray": "a Ray cluster: tests/deploy/archive/test_on_ray.py, make test-ray",

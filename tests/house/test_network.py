@@ -41,6 +41,8 @@ COMMANDS = {
     "agreement": "destseg-bench agreement {checkpoint} {onnx} --data {data}/cable",
     "latency": "destseg-bench latency {checkpoint} {onnx} --images {data}/cable/test "
     "--rounds 1 --warmup 1",
+    "layers": "destseg-bench layers {onnx} --images {data}/cable/test --runs 1",
+    "tune": "destseg tune {onnx} --images {data}/cable/test --rounds 6",
     "nncf": "{python} -c 'from destseg_deploy.runtime.offline import import_nncf; import_nncf()'",
 }
 NEEDS = {

@@ -8,11 +8,9 @@ from destseg_bench.cli.ablation import ablation
 from destseg_bench.cli.accuracy import accuracy
 from destseg_bench.cli.agreement import agreement
 from destseg_bench.cli.compare import compare
-from destseg_bench.cli.cpu import cpu
+from destseg_bench.cli.cpu import cpu, layers, nncf
 from destseg_bench.cli.gpu import gpu, pack_command, random_model, rates, unpack_command
 from destseg_bench.cli.latency import latency
-from destseg_bench.cli.layers import layers
-from destseg_bench.cli.nncf import nncf
 from destseg_bench.cli.report import report
 from destseg_bench.cli.rewrites import rewrites
 from destseg_bench.cli.systems import systems

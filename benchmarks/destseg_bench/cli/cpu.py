@@ -1,15 +1,24 @@
-"""destseg-bench cpu."""
+"""destseg-bench cpu, and what goes with it: layers and nncf."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from destseg_bench.results import start_result, write_result
-from destseg_deploy.cli.console import OneLineErrors, progress
-from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option
+from destseg_deploy.cli.console import OneLineErrors, progress, say
+from destseg_deploy.cli.options import (
+    ARTIFACT,
+    FILE,
+    FOLDER,
+    THREADS,
+    bit_depth_option,
+    runtime_options,
+)
+from destseg_deploy.options import OpenVinoOptions, OrtOptions
 
 
 @click.command(cls=OneLineErrors)
@@ -60,3 +69,83 @@ def cpu(
     )
     for table in tables(result):
         click.echo(table.text())
+
+
+@click.command(cls=OneLineErrors)
+@ARTIFACT
+@click.option("--images", type=FOLDER, required=True, help="Folder with images to score.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images a call."
+)
+@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Calls.")
+@click.option(
+    "--rates", is_flag=True, help="Also measure the CPU's best rate, and give each share of it."
+)
+@click.option("--output", type=FILE, help="JSON file for the result.")
+@bit_depth_option
+@runtime_options
+def layers(
+    artifact: Path,
+    images: Path,
+    batch: int,
+    runs: int,
+    rates: bool,
+    output: Path | None,
+    options: Any,
+    **place: Any,
+) -> None:
+    """Show where the time of an artifact goes on a CPU, layer by layer.
+
+    Convolutions are grouped by shape, with their rate; all else by what it does. A profiled run
+    takes longer than a plain one: the shares count.
+    """
+    from destseg_bench.report.speed_tables import layers as tables
+    from destseg_bench.speed.cpu_rates import measure_cpu_rates
+    from destseg_bench.speed.latency import find_frames, stack_frames
+    from destseg_bench.speed.layers import group_layers, profile_layers
+    from destseg_deploy.spec import ModelSpec
+
+    if not isinstance(options, OrtOptions | OpenVinoOptions) or place["device"] is not None:
+        raise click.UsageError("layers are told by onnxruntime and openvino on a CPU. Use latency.")
+    frames = stack_frames(find_frames(images, batch), ModelSpec.read(artifact).size, batch)
+    how = {"back_end": place["backend"], "options": asdict(options), "batch": batch}
+    result = start_result("layers", artifact=artifact.name, **how)
+    found = []
+    if rates:
+        with progress("measuring the CPU") as advance:
+            found = measure_cpu_rates(report=advance)
+    result["rates"] = [asdict(one) for one in found]
+    result["rows"] = group_layers(profile_layers(artifact, frames, options, runs=runs), found)
+    write_result(output, result)
+    for table in tables(result):
+        click.echo(table.text())
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("fused", type=FILE)
+@click.argument("int8", type=FILE)
+@click.option("--normal", type=FOLDER, required=True, help="Images of good parts to calibrate on.")
+@click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="At most.")
+@click.option("--textures", type=FOLDER, help="Textures of the synthetic anomalies.")
+@click.option("--output", type=FILE, required=True, help=".xml to write; .bin comes beside it.")
+@bit_depth_option
+def nncf(
+    fused: Path, int8: Path, normal: Path, images: int, textures: Path | None, output: Path
+) -> None:
+    """Quantise with NNCF the layers that INT8 holds in INT8, calibrated on the same images.
+
+    FUSED is what destseg-export fuse PLAIN --without kernels-twofold wrote, INT8 what
+    destseg-export quantize PLAIN wrote. Give --normal, --images and --textures as to quantize. Pass
+    the result to destseg-bench cpu --int8, beside INT8.
+    """
+    from destseg_bench.speed.nncf_int8 import quantize_with_nncf
+    from destseg_deploy.data.calibration import add_anomalies, read_normal
+    from destseg_deploy.spec import ModelSpec
+
+    # The images that quantize calibrates on: it reads twice as many, and judges on the rest.
+    good = read_normal(normal, ModelSpec.read(fused), 2 * images)[:images]
+    seen = add_anomalies(good, textures=textures)
+    spec = quantize_with_nncf(fused, int8, seen.frames, output)
+    say(f"model    {output}")
+    if (made := spec.quantization) is not None:
+        say(f"int8     {len(made.layers)} layers by {made.quantiser}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from destseg_bench.cli.layers import layers as command
+from destseg_bench.cli.cpu import layers as command
 from destseg_bench.speed.cpu_rates import Rate
 from destseg_bench.speed.layers import Layer, group_layers, profile_layers
 from destseg_deploy.options import OpenVinoOptions, OrtOptions
