@@ -76,7 +76,11 @@ def test_the_dll_exports_its_functions_and_has_a_version(programs):
     dll = programs / "destseg.dll"
     listed = run("x86_64-w64-mingw32-objdump", "-p", dll).stdout
     assert set(re.findall(r"\bdestseg_\w+", listed)) == FUNCTIONS
-    assert set(re.findall(r"DLL Name: (\S+)", listed)) <= {"KERNEL32.dll", "msvcrt.dll"}
+    assert set(re.findall(r"DLL Name: (\S+)", listed)) <= {
+        "ADVAPI32.dll",  # the registry, where the processor's name is
+        "KERNEL32.dll",
+        "msvcrt.dll",
+    }
     assert "FileVersion".encode("utf-16-le") in dll.read_bytes()
 
 
@@ -100,6 +104,15 @@ def test_scores_and_map_are_pythons_under_names_of_any_script(
     assert done.returncode in (0, 2), done.stderr
     grey = (score(frames[1])[0] * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     assert map_path.read_bytes() == b"P5\n64 64\n255\n" + grey.tobytes()
+
+
+def test_a_tiled_artifact_has_pythons_scores(wine, tiled_artifact, tmp_path):
+    frames = [noise((90, 108), seed) for seed in range(3)]
+    write_frames(tmp_path / "tiles", frames)
+    score = references("onnxruntime", tiled_artifact)
+    found = scores_of(wine("inspect_folder.exe", tiled_artifact, tmp_path / "tiles"))
+    assert list(found.values()) == [score(frame)[1] for frame in frames]
+    assert len(set(found.values())) == 3
 
 
 def test_a_missing_artifact_is_named_in_utf8(wine, tmp_path):

@@ -137,7 +137,7 @@ def test_each_schedule_is_named_where_there_are_several() -> None:
     first, second, third = schedule_lines(found)
     assert first.startswith("schedule: paper")
     assert first.endswith("[cable, nut]")
-    assert second.startswith("schedule: quick, 100 + 160 steps of 8 at 128 px, head_lr 0.05, ")
+    assert second.startswith("schedule: quick, 80 + 115 steps of 3 at 256 px, ")
     assert second.endswith("[bottle]")
     assert third.startswith("trained with")
     assert "[" not in third

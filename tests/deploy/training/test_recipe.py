@@ -62,6 +62,15 @@ def test_a_recipe_is_a_preset_with_changes() -> None:
         make_recipe("fast")
 
 
+def test_a_larger_batch_lowers_the_students_rate() -> None:
+    """Its loss is summed over the batch; a rate that is given counts."""
+    quick = PRESETS["quick"]
+    doubled = make_recipe("quick", batch_size=2 * quick.batch_size)
+    assert doubled.student_lr == pytest.approx(quick.student_lr / 2)
+    assert make_recipe("quick", batch_size=2).student_lr == quick.student_lr
+    assert make_recipe("quick", batch_size=99, student_lr=0.3).student_lr == 0.3
+
+
 def test_a_recipe_without_tiles_is_recorded_as_before_there_were_any() -> None:
     """Its identity must not change, or finished runs would be repeated."""
     plain = set(make_recipe("quick").entries())
