@@ -208,7 +208,7 @@ class _Tasks:
             why = " ".join(str(error).split())[:160] or type(error).__name__
             text = f"its worker ended again and again ({why}). It may lack memory."
         else:
-            cause = error.cause  # type: ignore[attr-defined]  # of Ray, which has no types here
+            cause = error.cause
             if isinstance(cause, DestsegError) or not isinstance(cause, Exception):
                 text = str(cause)
             elif lacks_memory(cause):
