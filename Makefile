@@ -82,13 +82,14 @@ test-deploy: install
 test-cpp: install
 	$(BIN)/pytest tests/cpp
 
-# Archives on a real Ray cluster of this machine, in an environment of its own: Ray is large, and nothing else needs it.
+# Archives, trainings and the accuracy benchmark on real Ray clusters of this machine, in an environment of its own: Ray
+# is large, and nothing else needs it.
 test-ray: $(VENV)/.ray
-	$(VENV)/ray/bin/python -m pytest -q tests/deploy/archive
+	$(VENV)/ray/bin/python -m pytest -q tests/deploy/archive tests/deploy/training/test_on_ray.py tests/bench/accuracy/test_on_ray.py
 
 $(VENV)/.ray: setup.cfg constraints.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(VENV)/ray
-	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ray,onnxruntime]' onnx pytest
+	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ray,onnxruntime,train]' onnx pytest
 	touch $@
 
 # cpp/ for Linux on ARM, under qemu: apt-get install g++-aarch64-linux-gnu qemu-user-static.

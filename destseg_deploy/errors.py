@@ -47,6 +47,10 @@ class TrainingError(DestsegError):
     """Training cannot start, or must not go on."""
 
 
+class JobError(DestsegError):
+    """Some of several jobs failed on a cluster; the others are finished."""
+
+
 class ExportError(DestsegError):
     """An artifact could not be made."""
 

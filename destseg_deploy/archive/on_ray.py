@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from destseg_deploy.archive.answers import Answer, Scorer, Work, failed
-from destseg_deploy.archive.cluster import connected
 from destseg_deploy.archive.options import ArchiveOptions
 from destseg_deploy.archive.shares import Share, asked_threads, divide, for_worker, runs_on_cuda
+from destseg_deploy.cluster.connection import connected
 from destseg_deploy.errors import BackendError, DestsegError, SpecError
 from destseg_deploy.spec import ModelSpec
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from destseg_deploy.archive.answers import Answer, Work
-from destseg_deploy.archive.options import HERE, ArchiveOptions
+from destseg_deploy.archive.options import ArchiveOptions
 from destseg_deploy.archive.parts import Counts, Origin, Parts
 from destseg_deploy.archive.sources import stream_paths
 from destseg_deploy.files import making
@@ -116,7 +116,7 @@ def _chunks(paths: Sequence[str], size: int) -> Iterator[list[str]]:
 
 
 def _opened(work: Work, options: ArchiveOptions) -> AbstractContextManager[Scoring]:
-    if options.on == HERE:
+    if options.here:
         return closing(_Here(work))
     from destseg_deploy.archive.on_ray import ray_workers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from destseg_deploy.archive.answers import Work
-from destseg_deploy.errors import BackendError
+from destseg_deploy.cluster.place import refuse_lack, takes_gpu
 from destseg_deploy.options import ServerOptions, TensorRtOptions
 
 THREADS = 4
@@ -43,11 +43,7 @@ def divide(cpus: float, gpus: float, *, cuda: bool, workers: int = 0, threads: i
         BackendError: If there is no GPU for what runs on one.
     """
     if cuda:
-        if gpus < 1:
-            raise BackendError(
-                "device 'cuda': the cluster has no GPU that is free for Ray. Start Ray on a "
-                "machine with one, or pass an artifact and --device for the CPU."
-            )
+        refuse_lack(gpus)
         workers = workers or int(gpus)
         return Share(workers, 0, _part(min(1, cpus / workers)), _part(min(1, gpus / workers)))
     if not workers:
@@ -68,13 +64,7 @@ def runs_on_cuda(work: Work) -> bool:
     Raises:
         BackendError: If Ray cannot give what the device names.
     """
-    device = work.device
-    if device is not None and (device.kind == "gpu" or device.index):
-        raise BackendError(
-            f"device '{device}': Ray gives each worker its GPU, and knows NVIDIA's only. Pass "
-            "'cuda' or 'cpu'."
-        )
-    return device is not None and device.kind == "cuda"
+    return work.device is not None and takes_gpu(work.device)
 
 
 def for_worker(work: Work, share: Share) -> Work:

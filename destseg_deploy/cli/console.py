@@ -16,11 +16,13 @@ import click
 
 from destseg_deploy.cli.config import defaults, read_config, section
 from destseg_deploy.cli.extras import missing_package
+from destseg_deploy.cluster.place import Place
 from destseg_deploy.errors import DataWarning, DestsegError
 from destseg_deploy.memory import lacks_memory, shortage
 from destseg_deploy.text import printable, tolerate
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+Report = Callable[[int, int, str], None]
 LINE_EVERY_S = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -28,6 +30,11 @@ LINE_EVERY_S = 30.0
 def say(line: str, *, err: bool = False) -> None:
     """Print one line on stdout, or on stderr; what a terminal would act on is escaped."""
     click.echo(printable(line), err=err)
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr."""
+    say(f"note: {text}", err=True)
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -148,13 +155,13 @@ def _notes() -> Callable[..., None]:
     # Python's own memory of warnings is lost wherever a library catches some.
     said = set[str]()
 
-    def note(message: Warning | str, *where: Any, **more: Any) -> None:
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
         text = " ".join(str(message).split())
         if text not in said:
             said.add(text)
-            say(f"note: {text}", err=True)
+            note(text)
 
-    return note
+    return show
 
 
 class OneLineErrorsGroup(OneLineErrors, click.Group):
@@ -212,7 +219,7 @@ def _signals_end_it() -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
+def progress(label: str) -> Iterator[Report]:
     """Show how far something is, on stderr.
 
     On a terminal a bar with position and remaining time; elsewhere, such as in a log, a line every
@@ -222,7 +229,8 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
         A function to call with the steps done, the total of steps, and a remark to show.
     """
     if not sys.stderr.isatty():
-        yield _lines(label)
+        with lines(label) as report:
+            yield report
         return
     remark = [""]  # a list, because click asks for the text through a function without arguments
     shown: AbstractContextManager[Any] = click.progressbar(
@@ -242,8 +250,18 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
         yield advance
 
 
-def _lines(label: str) -> Callable[[int, int, str], None]:
-    """Return what prints a line when 30 seconds have passed since the last one."""
+def progress_on(place: Place) -> Callable[[str], AbstractContextManager[Report]]:
+    """Return what shows how far something is: lines where several things run at a time."""
+    return progress if place.here else lines
+
+
+@contextmanager
+def lines(label: str) -> Iterator[Report]:
+    """Show how far something is, on stderr: a line when 30 seconds have passed since the last one.
+
+    Yields:
+        As ``progress``.
+    """
     start = last = time.monotonic()
     first: int | None = None  # an interrupted run does not begin with step 1
 
@@ -260,7 +278,7 @@ def _lines(label: str) -> Callable[[int, int, str], None]:
         share = f"{done} of {total} ({done / max(total, 1):.0%}), about {_duration(left)} left"
         say(", ".join(part for part in (f"{label}: {share}", text) if part), err=True)
 
-    return advance
+    yield advance
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_deploy.archive.options import HERE, ArchiveOptions
+from destseg_deploy.archive.options import ArchiveOptions
 from destseg_deploy.cli.console import OneLineErrors, progress, say
 from destseg_deploy.cli.options import (
     ARTIFACT,
@@ -21,6 +21,7 @@ from destseg_deploy.cli.options import (
     options_of,
     runtime_options,
 )
+from destseg_deploy.cluster.place import HERE
 from destseg_deploy.errors import BackendError, DataError
 from destseg_deploy.loading import load
 

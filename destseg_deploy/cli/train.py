@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_deploy.cli.console import OneLineErrors, progress, say
+from destseg_deploy.cli.console import OneLineErrors, note, progress_on, say
 from destseg_deploy.cli.data_options import DATASET
 from destseg_deploy.cli.options import DATA, FOLDER, VERSION, bit_depth_option, echo_threshold
-from destseg_deploy.cli.training_options import SEEDS, split_training_options, training_options
+from destseg_deploy.cli.training_options import (
+    SEEDS,
+    place_of,
+    place_option,
+    split_training_options,
+    training_options,
+)
 
 if TYPE_CHECKING:
     from destseg_deploy.data.datasets import DataSet
@@ -44,6 +50,7 @@ ESSENTIAL = (
 @SEEDS
 @bit_depth_option
 @training_options
+@place_option
 @VERSION
 def train(
     sources: tuple[Path, ...],
@@ -61,33 +68,29 @@ def train(
 
     Writes OUTPUT/NAME.safetensors with its .json, and the loss of every step as NAME-losses.csv.
     With several seeds the names end in -seed0, -seed1, and so on. After an interruption, the same
-    command continues where the training stopped.
+    command continues where the training stopped. On a Ray cluster (--on ray) several are trained at
+    a time, into the same files.
 
     Images and masks are PNG, JPEG, BMP or TIFF. Those with an orientation tag or several pages are
     refused.
     """
-    from destseg_deploy.training import run
+    from destseg_deploy.training.many import PlannedRun, train_all
+    from destseg_deploy.training.run import checkpoint_path
 
+    place = place_of(options)
     recipe, how, textures = split_training_options(options)
-    chosen = _datasets(sources, categories, data, name)
     plan = [
-        (one, seed, run.checkpoint_path(output, one.name, seed if len(seeds) > 1 else None))
-        for one in chosen
+        PlannedRun(
+            one,
+            checkpoint_path(output, one.name, seed if len(seeds) > 1 else None),
+            replace(recipe, seed=seed),
+        )
+        for one in _datasets(sources, categories, data, name)
         for seed in seeds
     ]
-    run.refuse_shared([checkpoint for _, _, checkpoint in plan])
-    bank = run.open_bank(textures, recipe, how.device)
-    for one, seed, checkpoint in plan:
-        with progress(f"training {checkpoint.stem}") as advance:
-            spec = run.train(
-                one,
-                checkpoint,
-                replace(recipe, seed=seed),
-                how,
-                textures=bank,
-                report=lambda s: advance(s.done, s.total, f"{s.phase} loss {s.loss:.4f}"),
-                notify=lambda text: say(f"note: {text}", err=True),
-            )
+    finished = train_all(plan, how, textures, place, progress=progress_on(place), notify=note)
+    for planned, spec in finished:
+        checkpoint = planned.output
         say(f"checkpoint  {checkpoint}")
         if (record := spec.training) is not None:
             say(f"trained     {record.images} images, {record.seconds or 0:.0f} s")

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from destseg_deploy.cli.options import FOLDER, PLACE, RATE, given, options_of
+from destseg_deploy.cluster.place import Place
+from destseg_deploy.errors import BackendError
 from destseg_deploy.spec import is_number
 from destseg_deploy.training.recipe import PAPER, PRESETS, Recipe, TrainingOptions, make_recipe
 
@@ -71,6 +73,8 @@ _OWN = (
 )
 """Options that are not made from a field: those of several fields, and those of other commands."""
 
+place_option = options_of(Place, heading="How to train")
+
 _GRID = click.option(
     "--grid",
     is_flag=True,
@@ -106,6 +110,20 @@ def _options(command: Command, usual: str, preset: str | None, skip: Sequence[st
         help="paper: 1,000 + 4,000 steps of 32 images at 256 px and the rotation of the paper's "
         f"category, for a GPU. quick: minutes on a CPU.  [default: {usual}]",
     )(command)
+
+
+def place_of(options: dict[str, Any]) -> Place:
+    """Return what ``--on`` of a command with ``place_option`` stands for, and take it out.
+
+    Raises:
+        click.UsageError: If it names no place.
+    """
+    chosen = given(Place, options)
+    del options["on"]
+    try:
+        return Place(**chosen)
+    except BackendError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def split_training_options(

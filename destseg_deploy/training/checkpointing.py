@@ -101,6 +101,11 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def state_path(checkpoint: Path) -> Path:
+    """Return where the state of an unfinished run is saved."""
+    return checkpoint.with_suffix(".resume")
+
+
 class RunFiles:
     """The checkpoint that a run makes, and its saved state ``<checkpoint>.resume`` beside it."""
 
@@ -112,7 +117,7 @@ class RunFiles:
             identity: What the run computes. A state of another identity is refused.
         """
         self.checkpoint = checkpoint
-        self.state = checkpoint.with_suffix(".resume")
+        self.state = state_path(checkpoint)
         self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._identity = identity
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from destseg_deploy.training.precision import Precision, tuned_convolutions
 from destseg_deploy.training.recipe import Phase, Recipe, phases, rate_factor
 from destseg_deploy.training.steps import LeanSteps, LiteralSteps, Steps, make_optimizer
 from destseg_deploy.training.synthesis_torch import Batch
+from destseg_deploy.training.threads import computing_with
 
 READ_EVERY = 10
 """Steps between two reads of the loss. Each read waits for the device."""
@@ -113,7 +113,7 @@ class Loop:
             self.model.load_state_dict(state.weights)
         if state.scaler:
             self.precision.scaler.load_state_dict(state.scaler)
-        with _threads(state.threads), tuned_convolutions(self.precision.device):
+        with computing_with(state.threads), tuned_convolutions(self.precision.device):
             for phase in phases(self.recipe):
                 if state.step < phase.stop:
                     self._phase(phase, source, state, observers)
@@ -204,17 +204,6 @@ class Loop:
         for part, training in zip(parts, modes, strict=True):
             part.train(training)
         return segmentation
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with a number of CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _read(phase: Phase, unread: list[Tensor], state: RunState) -> float:

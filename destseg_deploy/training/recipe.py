@@ -174,6 +174,8 @@ class TrainingOptions:
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``: fp32 for the paper's
             recipe, and for others see ``pick_precision``. In fp32, a GPU's convolutions round their
             inputs to TF32 (10 bits of mantissa), which is PyTorch's default and the reference's.
+        threads: CPU threads of a run; 0 for PyTorch's number. Another number rounds otherwise. A
+            continued run takes the number that it began with.
         workers: Threads that decode textures ahead; with ``literal``, processes that prepare
             samples. The number does not change the result.
         compiled: Compile the networks with ``torch.compile``.
@@ -207,6 +209,13 @@ class TrainingOptions:
         "auto: fp32 with --preset paper (on a GPU its convolutions in TF32, as the reference's), "
         "else autocast to the half precision that the device computes, if any.",
         choices=PRECISIONS,
+    )
+    threads: int = option(
+        0,
+        "CPU threads of a run, and on Ray the CPUs that it reserves. Another number rounds "
+        "otherwise.",
+        least=0,
+        unset="PyTorch's choice here",
     )
     workers: int = option(2, "Threads that read textures ahead.", least=0)
     compiled: bool = option(False, "Compile the networks with torch.compile.", name="compile")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -53,7 +53,7 @@ from destseg_deploy.training.batches import (
     Sampler,
     reference_batches,
 )
-from destseg_deploy.training.checkpointing import Identity, RunFiles, RunState
+from destseg_deploy.training.checkpointing import Identity, RunFiles, RunState, state_path
 from destseg_deploy.training.logs import TensorBoardLog, check_losses, write_losses
 from destseg_deploy.training.loop import Loop, Observers, Source, StepReport
 from destseg_deploy.training.precision import (
@@ -71,6 +71,7 @@ from destseg_deploy.training.recipe import (
     phases,
 )
 from destseg_deploy.training.texture_bank import TextureBank
+from destseg_deploy.training.threads import computing_with
 from destseg_deploy.training.views import View, find_view, read_view
 
 DEFAULTS = TrainingOptions()
@@ -117,6 +118,7 @@ def train(
     textures: Path | TextureBank | None = None,
     report: Callable[[StepReport], None] = lambda report: None,
     notify: Callable[[str], None] = lambda message: None,
+    held: bool = False,
 ) -> ModelSpec:
     """Train DeSTSeg on the images of good parts and write the checkpoint.
 
@@ -135,6 +137,8 @@ def train(
             from ``open_bank`` is shared by several runs.
         report: Called after each step.
         notify: Called with messages for the user, for example that a run is continued.
+        held: The caller holds the output (see ``hold``), and calls again if this process ends. So
+            a saved state is continued with ``restart``, too.
 
     Returns:
         The checkpoint's spec. Its threshold is None when no image was held out.
@@ -149,12 +153,28 @@ def train(
             cannot be written or lacks room.
     """
     output = Path(output)
+    watch = Observers(report)
+    with nullcontext() if held else hold(output), computing_with(options.threads):
+        return _train(open_dataset(data), output, recipe, options, textures, watch, notify, held)
+
+
+@contextmanager
+def hold(output: Path, *, restart: bool = False) -> Iterator[None]:
+    """Hold a checkpoint that is to be trained, so that no other run writes it.
+
+    Args:
+        output: The checkpoint; its folder is made.
+        restart: Delete the state of an interrupted run.
+
+    Raises:
+        OutputError: If another run holds it, or it is something else.
+    """
     check_output(output, ".safetensors", is_checkpoint)
     check_losses(output)
     with making(output.parent), locked(output):
-        return _train(
-            open_dataset(data), output, recipe, options, textures, Observers(report), notify
-        )
+        if restart:
+            state_path(output).unlink(missing_ok=True)
+        yield
 
 
 def _train(
@@ -165,8 +185,9 @@ def _train(
     textures: Path | TextureBank | None,
     watch: Observers,
     notify: Callable[[str], None],
+    held: bool,
 ) -> ModelSpec:
-    """Train while the output is locked; see ``train``."""
+    """Train while the output is held; see ``train``."""
     setup = prepare(data, recipe, options, textures)
     setup.spec(output.name).check(str(output))  # a spec that is refused must not cost the training
     files = RunFiles(output, setup.identity())
@@ -175,7 +196,7 @@ def _train(
         return done
     _name_replaced(data.source, output, options, notify)
     files.reserve(setup.loop.model)
-    state = None if options.restart else files.read_state()
+    state = None if options.restart and not held else files.read_state()
     if state is None:
         state = RunState.fresh(setup.recipe.steps)
     else:

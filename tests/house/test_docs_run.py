@@ -44,7 +44,7 @@ PARSED_ONLY = {
     r"tune": "minutes: tests/bench/speed/test_tune.py, tests/deploy/test_tuning.py",
     r"fuse": "a second traced graph: tests/export/cli/test_cpu.py",
     r"--with-cpp|export cpp": "tests/cpp/test_cpp_project.py",
-    r"--on ray": "a Ray cluster: tests/deploy/archive/test_on_ray.py, make test-ray",
+    r"--on ray": "a Ray cluster: tests/*/*/test_on_ray.py, make test-ray",
     r"s3://": "a bucket: tests/deploy/archive reads other URIs",
     r"FILE|ARTIFACT|FOLDER|\bDIR\b": "no line, but how one is made",
     r"\.pckl": "a checkpoint of the authors: tests/deploy/models/test_weights.py",

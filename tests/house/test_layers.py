@@ -31,12 +31,14 @@ ROOMS = {
     "tuning": BASE | {"environment", "options", "runtime"},
     "loading": BASE | {"options", "runtime", "predictor", "tuning"},
     "predict_files": BASE | {"data", "runtime", "predictor", "pictures"},
-    "archive": BASE | {"data", "options", "runtime", "predictor", "loading", "environment"},
+    "cluster": BASE | {"data", "options"},
+    "archive": BASE
+    | {"cluster", "data", "options", "runtime", "predictor", "loading", "environment"},
     "evaluation": BASE | {"data", "runtime", "predictor", "pictures", "web"},
     "thresholds": BASE | {"data", "predictor", "evaluation"},
     "serving": BASE | {"data", "runtime", "predictor", "thresholds", "web"},
     "training": BASE
-    | {"data", "models", "options", "runtime", "predictor", "evaluation", "thresholds"},
+    | {"cluster", "data", "models", "options", "runtime", "predictor", "evaluation", "thresholds"},
 }
 """Room -> rooms of destseg_deploy that it may import; ``cli`` may import all."""
 
@@ -72,7 +74,7 @@ MAY_NEED = {
     "training": {"torch", "safetensors"},
     "evaluation/curves": {"matplotlib"},
     "archive": {"pyarrow"},
-    "archive/cluster": {"ray"},
+    "cluster/connection": {"ray"},
     "serving/app": {"starlette"},
     "serving/server": {"uvicorn"},
     "cli": {"click"},

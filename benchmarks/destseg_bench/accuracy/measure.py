@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from destseg_bench.accuracy.runs import Run
 from destseg_bench.results import write_result
 from destseg_bench.speed.agreement import describe_training
+from destseg_deploy.cluster.jobs import Bar, Notify, Report, Seat, run_jobs
+from destseg_deploy.cluster.place import Place
 from destseg_deploy.data.mvtec import list_test, read_masks
 from destseg_deploy.environment import describe_environment
 from destseg_deploy.errors import DataError
@@ -23,8 +26,11 @@ from destseg_deploy.evaluation.test_set import (
 )
 from destseg_deploy.loading import load
 from destseg_deploy.spec import ModelSpec, TrainingRecord
+from destseg_deploy.training.many import shared_textures
+from destseg_deploy.training.precision import pick_device
 from destseg_deploy.training.recipe import Recipe, TrainingOptions
-from destseg_deploy.training.run import open_bank, train
+from destseg_deploy.training.run import train
+from destseg_deploy.training.threads import computing_with
 
 METRICS = {
     "image_auroc": "image AUROC",
@@ -36,15 +42,12 @@ METRICS = {
 }
 """Metric -> its name in a table."""
 
-Report = Callable[[int, int, str], None]
-Bar = Callable[[str], AbstractContextManager[Report]]
-"""``console.progress``: given a label, a bar that takes steps done, their total and a remark."""
-
-Notify = Callable[[str], None]
-"""Takes what the user should know."""
-
 Trainer = Callable[[Run, Report, Notify], None]
 """Makes the checkpoint of a run."""
+
+
+ALONE = Seat(threads=0)
+"""This process, on the CPU, with PyTorch's threads."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def measure_runs(
     runs: Sequence[Run],
     summarize: Callable[[Sequence[MeasuredRun]], dict[str, Any]],
     *,
-    device: str = "cpu",
+    seat: Seat = ALONE,
     trainer: Trainer | None = None,
     output: Path | None = None,
     progress: Bar = lambda label: nullcontext(lambda done, total, remark: None),
@@ -118,7 +121,7 @@ def measure_runs(
     Args:
         runs: What to measure.
         summarize: Makes the file's ``summary``.
-        device: Where to measure.
+        seat: Where each run is trained and measured.
         trainer: Makes each checkpoint first; None where they are there.
         output: JSON, written anew after every run; ``complete`` says whether it has them all.
         progress: Shows how far it is.
@@ -127,6 +130,8 @@ def measure_runs(
     Raises:
         DataError: If two runs are the same, or a category cannot be tested on.
         TrainingError: If a run cannot be trained.
+        JobError: At the end, if runs on a cluster failed.
+        BackendError: If the cluster cannot be reached, or the device is not there.
         SpecError: If a checkpoint is not what its spec describes.
         MetricError: If maps hold NaN.
         OSError: If the file cannot be written.
@@ -135,23 +140,36 @@ def measure_runs(
     for folder in dict.fromkeys(run.category for run in runs):
         # Images and masks are checked now: their errors would come after hours of training.
         read_masks(list_test(folder), (1, 1))
-    environment, done = describe_environment(), list[MeasuredRun]()
-    for run in runs:
-        if trainer is not None:
-            with progress(f"training {run.name}") as report:
-                trainer(run, report, notify)
-        with progress(f"scoring {run.name}") as report:
-            done.append(measure_run(run, device, report))
+    jobs = [(run.name, partial(_train_and_measure, run, trainer, seat)) for run in runs]
+    environment, done = describe_environment(), dict[int, MeasuredRun]()
+    for i, one in run_jobs(jobs, seat, progress, notify):
+        done[i] = one
         if output is not None:
+            measured = _in_order(done)
             result = {
                 "environment": environment,
                 "complete": len(done) == len(runs),
                 "runs_planned": len(runs),
-                "runs": [one.to_dict() for one in done],
-                "summary": summarize(done),
+                "runs": [one.to_dict() for one in measured],
+                "summary": summarize(measured),
             }
             write_result(output, result)
-    return done
+    return _in_order(done)
+
+
+def _in_order(done: dict[int, MeasuredRun]) -> list[MeasuredRun]:
+    return [done[i] for i in sorted(done)]
+
+
+def _train_and_measure(
+    run: Run, trainer: Trainer | None, seat: Seat, progress: Bar, notify: Notify
+) -> MeasuredRun:
+    with computing_with(seat.threads):
+        if trainer is not None:
+            with progress(f"training {run.name}") as report:
+                trainer(run, report, notify)
+        with progress(f"scoring {run.name}") as report:
+            return measure_run(run, str(pick_device(seat.device)), report)
 
 
 def refuse_twins(runs: Sequence[Run]) -> None:
@@ -196,19 +214,23 @@ def describe_run(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def make_trainer(recipe: Recipe, options: TrainingOptions, textures: Path | None) -> Trainer:
-    """Return what trains runs that share size and options; each texture is decoded once for all.
+def make_trainer(
+    recipe: Recipe, options: TrainingOptions, textures: Path | None, place: Place
+) -> Trainer:
+    """Return what trains runs that share size and options.
 
     Args:
         recipe: Any of the runs' recipes: its size is that of the textures.
         options: As ``train``'s; each group of runs gets a folder of its own for TensorBoard.
         textures: Folder of textures; None for procedural ones.
+        place: Where they are trained. Here, each texture is decoded once for all; on a cluster the
+            caller holds the checkpoints (``held_for``).
 
     Raises:
         DataError: If the textures are not there.
         BackendError: If the device is not there.
     """
-    bank = open_bank(textures, recipe, options.device)
+    shared = shared_textures(textures, recipe, options, place)
 
     def make(run: Run, report: Report, notify: Notify) -> None:
         log = options.tensorboard and options.tensorboard / run.group
@@ -217,9 +239,10 @@ def make_trainer(recipe: Recipe, options: TrainingOptions, textures: Path | None
             run.checkpoint,
             run.recipe,
             replace(options, tensorboard=log),
-            textures=bank,
+            textures=shared,
             report=lambda p: report(p.done, p.total, f"{p.phase} loss {p.loss:.4f}"),
             notify=notify,
+            held=not place.here,
         )
 
     return make

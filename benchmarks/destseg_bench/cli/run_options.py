@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_deploy.cli.console import progress, say
+from destseg_deploy.cli.console import note, progress_on
 from destseg_deploy.cli.options import DATA, FILE, FOLDER, bit_depth_option
-from destseg_deploy.cli.training_options import SEEDS, paper_options, split_training_options
+from destseg_deploy.cli.training_options import (
+    SEEDS,
+    paper_options,
+    place_of,
+    place_option,
+    split_training_options,
+)
 
 if TYPE_CHECKING:
     from destseg_bench.accuracy.measure import MeasuredRun
     from destseg_bench.accuracy.runs import Run
+    from destseg_deploy.cluster.place import Place
     from destseg_deploy.training.recipe import Recipe, TrainingOptions
 
 SOURCES = (
@@ -58,6 +65,7 @@ class Request:
         recipe: The recipe that the options of training name.
         training: The other options of training; their device also measures.
         textures: Folder of textures to train with; None for procedural ones.
+        place: Where runs are trained and measured.
     """
 
     categories: tuple[str, ...]
@@ -69,6 +77,7 @@ class Request:
     recipe: Recipe
     training: TrainingOptions
     textures: Path | None
+    place: Place
 
     def plan(self, folder: Path) -> list[Run]:
         """Return the runs to train into a folder; errors are ``paper_folders``'s."""
@@ -87,7 +96,7 @@ class Request:
             categories=self.categories,
             seeds=self.seeds,
             nested=nested,
-            notify=_notify,
+            notify=note,
         )
 
     def measure(
@@ -95,19 +104,22 @@ class Request:
     ) -> list[MeasuredRun]:
         """Measure runs, after training them if that is asked; errors are ``measure_runs``'s."""
         from destseg_bench.accuracy.measure import make_trainer, measure_runs
-        from destseg_deploy.training.precision import pick_device
+        from destseg_deploy.training.many import held_for, seat_of
 
-        device = str(pick_device(self.training.device))
-        train = self.train_into is not None
-        return measure_runs(
-            runs,
-            summarize,
-            device=device,
-            trainer=make_trainer(self.recipe, self.training, self.textures) if train else None,
-            output=self.output,
-            progress=progress,
-            notify=_notify,
-        )
+        trainer, outputs = None, []
+        if self.train_into is not None:
+            outputs = [run.checkpoint for run in runs]
+            trainer = make_trainer(self.recipe, self.training, self.textures, self.place)
+        with held_for(self.place, outputs, self.training):
+            return measure_runs(
+                runs,
+                summarize,
+                seat=seat_of(self.training, self.place),
+                trainer=trainer,
+                output=self.output,
+                progress=progress_on(self.place),
+                notify=note,
+            )
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -117,14 +129,16 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     def run(ctx: click.Context, /, **options: Any) -> None:
         options.pop("table", None)  # the ablation's own, which reads it from the context
         own = {name: options.pop(name) for name in OWN}
+        place = place_of(options)
         _check_source(ctx, options)
         if own["checkpoints"] is not None and not _was_given(ctx, "seeds"):
             own["seeds"] = ()  # the option's default is for training
         recipe, training, textures = split_training_options(options)
-        request = Request(**own, recipe=recipe, training=training, textures=textures)
+        request = Request(**own, recipe=recipe, training=training, textures=textures, place=place)
         command(ctx, request)
 
-    decorated: Callable[..., None] = bit_depth_option(paper_options(click.pass_context(run)))
+    decorated: Callable[..., None] = place_option(click.pass_context(run))
+    decorated = bit_depth_option(paper_options(decorated))
     for option in reversed(SOURCES):
         decorated = option(decorated)
     return decorated
@@ -163,7 +177,3 @@ def _was_given(ctx: click.Context, name: str) -> bool:
 
 def _flag(ctx: click.Context, name: str) -> str:
     return next(param.opts[0] for param in ctx.command.params if param.name == name)
-
-
-def _notify(text: str) -> None:
-    say(f"note: {text}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from destseg_bench.cli.ablation import ablation
 from destseg_bench.cli.accuracy import accuracy
 from destseg_deploy.training.recipe import Recipe, TrainingOptions, make_recipe
 from tests.bench.accuracy.run_cases import measured, place_checkpoint
+from tests.fakes.ray_tasks import FakeRay
 
 SMALL = make_recipe(size=64, batch_size=2, student_steps=1, segmentation_steps=1)
 TINY = ("--size", 64, "--batch-size", 2, "--steps", "1,1", "--device", "cpu")
@@ -45,7 +47,7 @@ class Training:
     """What one call of ``train`` was asked for."""
 
     output: Path
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     log: Path | None
 
 
@@ -57,7 +59,8 @@ def trained(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> list[Training]
     def fake(
         category: Path, output: Path, recipe: Recipe, options: TrainingOptions, **rest: Any
     ) -> None:
-        made.append(Training(output, rest["textures"].textures.size, options.tensorboard))
+        size = rest["textures"].textures.size if rest["textures"] else None  # a worker opens them
+        made.append(Training(output, size, options.tensorboard))
         rest["report"](SimpleNamespace(phase="student", done=1, total=2, loss=0.5))
         place_checkpoint(checkpoint, output, category.name, recipe)
 
@@ -111,6 +114,35 @@ def test_the_paper_s_categories_are_the_default(
     assert [training.output.stem for training in trained] == names
     assert scored == [(name, "cpu") for name in names]
     assert "missing" in result.stdout
+
+
+def test_a_cluster_s_results_stand_in_the_order_of_the_plan(
+    trained: list[Training],
+    scored: list[tuple[str, str]],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fake Ray ends the last job first."""
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_AUTO_CONNECT"):
+        monkeypatch.setenv(name, "0")
+    words = ("--data", data, *TINY, "--seeds", "0,2", "--category", "cable")
+    files = [tmp_path / f"{on}.json" for on in ("here", "ray")]
+    shown = [
+        invoke(
+            accuracy, *words, "--on", on, "--train-into", tmp_path / on,
+            "--output", tmp_path / f"{on}.json",
+        )
+        for on in ("here", "ray")
+    ]  # fmt: skip
+    assert [result.exit_code for result in shown] == [0, 0], shown[1].output
+    names = ["cable-seed0", "cable-seed2"]
+    assert [name for name, _ in scored] == [*names, *reversed(names)]
+    assert shown[0].stdout == shown[1].stdout
+    kept = [json.loads(path.read_text()) for path in files]
+    assert kept[0]["runs"] == kept[1]["runs"]
+    assert kept[0]["summary"] == kept[1]["summary"]
 
 
 def test_checkpoints_are_taken(
@@ -187,6 +219,8 @@ def test_t_needs_one_pass_over_checkpoints(
         (accuracy, (), "Give either --checkpoints FOLDER or --train-into FOLDER"),
         (accuracy, ("--checkpoints", "a", "--train-into", "b"), "Give either"),
         (accuracy, ("--checkpoints", "a", "--gamma", "2"), "--gamma: it is for training"),
+        (accuracy, ("--checkpoints", "a", "--threads", "2"), "--threads: it is for training"),
+        (accuracy, ("--train-into", "a", "--on", "there"), "expected here, ray, ray://auto"),
         (accuracy, ("--checkpoints", "a", "--literal"), "--literal: it is for training"),
         (accuracy, ("--train-into", "a", "--seeds", "0,x"), "expected whole numbers"),
         (accuracy, ("--train-into", "a", "--seeds", "1,1"), "twice"),

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pyarrow import parquet as pq
 from destseg_deploy.archive.answers import Work
 from destseg_deploy.archive.run import predict_archive
 from tests.deploy.archive.cases import write_image, write_model
+from tests.processes import below, runs, wait_for
 
 IMAGES = 2000
 PREDICT = "from destseg_deploy.cli.predict import predict; predict()"
@@ -65,33 +65,6 @@ def answers(folder: Path) -> dict[str, tuple]:
     return by_path
 
 
-def below(pid: int) -> dict[int, str]:
-    """Return the processes that a process started, and those that they started."""
-    children: dict[int, list[int]] = {}
-    names = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                status = (entry / "stat").read_text().rpartition(")")[2].split()
-                names[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            children.setdefault(int(status[1]), []).append(int(entry.name))
-    found, todo = {}, [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found[child] = names[child]
-            todo.append(child)
-    return found
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def listening(pids: set[int]) -> set[str]:
     """Return the addresses on which processes listen."""
     sockets = set()
@@ -111,15 +84,6 @@ def listening(pids: set[int]) -> set[str]:
 
 def workers(pid: int) -> list[int]:
     return [child for child, name in below(pid).items() if name.startswith("ray::Worker")]
-
-
-def wait_for(what, seconds: float = 120.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not come")
 
 
 def parts_in(folder: Path) -> list[Path]:

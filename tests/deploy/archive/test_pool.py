@@ -9,10 +9,10 @@ import pytest
 
 from destseg_deploy.archive import on_ray
 from destseg_deploy.archive.answers import Answer, Work, failed
-from destseg_deploy.archive.cluster import connected
 from destseg_deploy.archive.on_ray import RayWorkers
 from destseg_deploy.archive.options import ArchiveOptions
 from destseg_deploy.archive.shares import Share, divide, for_worker, runs_on_cuda
+from destseg_deploy.cluster.connection import connected
 from destseg_deploy.errors import BackendError, OutputError, SpecError
 from destseg_deploy.options import Device, OrtOptions, TensorRtOptions
 from destseg_deploy.thresholds import by_hand

@@ -1,5 +1,6 @@
 """destseg-train: what reaches the library, several runs in one command, and what is refused."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ pytest.importorskip("torch")
 
 from destseg_deploy.cli.train import train
 from destseg_deploy.data.datasets import DataSet
+from destseg_deploy.errors import DataError
 from destseg_deploy.models.weights import checkpoint_spec
 from destseg_deploy.spec import FileRecord, ModelSpec, TrainingRecord
 from destseg_deploy.training import run
 from destseg_deploy.training.recipe import PRESETS, Recipe, TrainingOptions, make_recipe
+from tests.fakes.ray_tasks import FakeRay
 from tests.unchanged import unchanged
 
 TINY = ("--size", 64, "--batch-size", 2, "--steps", "1,1", "--teacher", "random")
@@ -78,6 +81,7 @@ def test_options_reach_training(calls: list[dict[str, Any]], data: Path, tmp_pat
     (seen,) = calls
     assert callable(seen.pop("report"))
     assert callable(seen.pop("notify"))
+    assert seen.pop("held") is False, "a run holds its own checkpoint in this process"
     bank = seen.pop("textures")
     assert bank.textures.folder == data / "cable/test"
     assert bank.textures.size == (96, 96)
@@ -258,6 +262,53 @@ def test_a_run_is_made_once_and_says_so(data: Path, tmp_path: Path) -> None:
     assert invoke(*call, "--restart").exit_code == 0
     assert checkpoint.stat().st_mtime_ns > written
     checkpoint.unlink()  # 140 MB
+
+
+# --- on a cluster
+
+
+def test_what_names_no_cluster_is_misuse(data: Path, tmp_path: Path) -> None:
+    result = invoke("--category", "cable", "--data", data, "--on", "ray://host")
+    assert result.exit_code == 2
+    assert "expected here, ray, ray://auto or ray://HOST:PORT" in result.stderr
+
+
+def test_a_cluster_without_ray_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails, as if it were not there
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_AUTO_CONNECT"):
+        monkeypatch.setenv(name, "0")  # restored in the end
+    call = ("--category", "cable", "--data", data, "--output", tmp_path / "out", *TINY)
+    with unchanged(tmp_path):
+        line = refused(*call, "--on", "ray://10.0.0.5:10001")
+    assert "this command needs ray" in line
+    assert "pip install 'destseg-deploy[ray]'" in line
+
+
+def test_a_failed_run_on_a_cluster_gives_status_1(
+    calls: list[dict[str, Any]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_AUTO_CONNECT"):
+        monkeypatch.setenv(name, "0")
+    record = run.train
+
+    def some(data: DataSet, *rest: Any, **more: Any) -> ModelSpec:
+        if data.name == "nut":
+            raise DataError("nut/000.png: no image")
+        return record(data, *rest, **more)
+
+    monkeypatch.setattr(run, "train", some)
+    call = ("--category", "all", "--data", data, "--output", tmp_path, "--threads", 2)
+    result = invoke(*call, "--on", "ray", "--restart", "--textures", "dtd")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"checkpoint  {tmp_path / 'cable.safetensors'}\n")
+    first, last = result.stderr.splitlines()
+    assert first == "note: nut failed: nut/000.png: no image"
+    assert last.startswith("Error: 1 of 2 failed on the cluster: nut. The others are finished")
+    (seen,) = calls
+    assert (seen["held"], seen["options"].restart, seen["textures"]) == (True, True, Path("dtd"))
 
 
 # --- what is refused

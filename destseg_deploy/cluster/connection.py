@@ -9,11 +9,11 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from destseg_deploy.archive.options import CLUSTER, LOCAL, RUNNING
+from destseg_deploy.cluster.place import CLUSTER, LOCAL, RUNNING
 from destseg_deploy.errors import BackendError
 
 REACH_S = 5.0
@@ -28,7 +28,7 @@ def connected(on: str) -> Iterator[Any]:
     """Give the module ``ray``, connected; a program's own connection is used and left open.
 
     Args:
-        on: ``ray``, ``ray://auto`` or ``ray://HOST:PORT``, as in ``ArchiveOptions``.
+        on: ``ray``, ``ray://auto`` or ``ray://HOST:PORT``, as in ``Place``.
 
     Raises:
         BackendError: If the cluster cannot be reached, does not start, or ends in the block.
@@ -58,6 +58,14 @@ def connected(on: str) -> Iterator[Any]:
         ray.shutdown()
 
 
+def arrived(calls: Sequence[Any]) -> None:
+    """Wait, in a worker, until an actor has done calls, or for 5 s."""
+    import ray
+
+    if calls:
+        ray.wait(list(calls), num_returns=len(calls), timeout=REACH_S)
+
+
 @contextmanager
 def _loss_named(ray: Any, on: str) -> Iterator[None]:
     """Name a cluster that does not answer any more; a fault of ours keeps its traceback."""
@@ -72,7 +80,7 @@ def _loss_named(ray: Any, on: str) -> Iterator[None]:
             raise
         raise BackendError(
             f"{on}: the cluster does not answer any more ({type(error).__name__}). What was "
-            "answered is kept; the same command goes on when the cluster is back."
+            "written is kept; the same command goes on when the cluster is back."
         ) from error
 
 
@@ -93,9 +101,12 @@ def _connect(ray: Any, on: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        # It prints the ends of workers on stdout, among the results. No option stops that.
+        with suppress(AttributeError):
+            ray._private.worker.print_to_stdstream = _keep_quiet
     except Exception as error:  # Ray raises that class itself where a start takes too long
         advice = (
-            "Close other programs and try again, or run without Ray: --format parquet."
+            "Close other programs and try again, or run without a cluster: --on here."
             if on == LOCAL
             else "Start Ray there with 'ray start --head', with the same versions of Python and "
             "Ray as here, or pass --on ray for this machine."
@@ -103,6 +114,10 @@ def _connect(ray: Any, on: str) -> None:
         raise BackendError(f"{on}: cannot be used ({_line(error)}). {advice}") from error
     with suppress(ValueError, TypeError):
         signal.signal(signal.SIGTERM, before)
+
+
+def _keep_quiet(*args: Any, **named: Any) -> None:
+    """Take the place of what prints Ray's own remarks."""
 
 
 def _reach(host: str, port: int, on: str) -> None:

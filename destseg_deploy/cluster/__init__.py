@@ -1,0 +1,1 @@
+"""Ray clusters: where work may run, the connection, and jobs that Ray hands to workers."""
