@@ -9,7 +9,7 @@ PIP_OPTIONS ?=
 # The newer Python of test-newer.
 NEWER ?= python3.12
 
-.PHONY: install builders demo gpu docs test test-tools test-deploy test-cpp test-ray test-arm64 test-newer test-triton lint types house format clean
+.PHONY: install builders demo gpu docs test test-deploy test-bench test-cpp test-export test-house test-ray test-arm64 test-newer test-triton lint types house format clean
 
 install: $(VENV)/.installed
 
@@ -64,20 +64,16 @@ DEVICE ?= cuda
 gpu:
 	PYTHONPATH=.:export:benchmarks $(PYTHON) -m destseg_bench gpu --profile $(PROFILE) --budget $(BUDGET) --device $(DEVICE) --category $(CATEGORY) --data $(DATA) --textures $(TEXTURES) --teacher-weights $(TEACHER) --output gpu-results
 
-# Two processes at a time, each on a core of its own: ONNX Runtime, OpenVINO and PyTorch start a thread for each
-# core they may use, and two times two threads on two cores wait for each other half of the time. cpp/ has a
-# process of its own: it loads a second copy of ONNX Runtime beside the wheel's, and once such a process crashed
-# inside the wheel's.
+# Two slices at a time, the longest first; one that ends makes room for the next. Each has a core of its own: ONNX
+# Runtime, OpenVINO and PyTorch start a thread for each core they may use, and two times two threads on two cores wait
+# for each other half of the time. cpp/ takes what is left of both, and has a process of its own: it loads a second copy
+# of ONNX Runtime beside the wheel's, and once such a process crashed inside the wheel's.
+SLICES := deploy bench cpp export house
 test: install
-	$(MAKE) -j2 test-tools test-deploy test-cpp
+	$(MAKE) -j2 $(SLICES:%=test-%)
 
-ON_CORE = $(if $(shell command -v taskset),taskset -c $(1))
-
-test-tools: install
-	$(call ON_CORE,0) $(BIN)/pytest tests/bench tests/export
-
-test-deploy: install
-	$(call ON_CORE,1) $(BIN)/pytest tests/deploy tests/house
+test-deploy test-bench test-export test-house: test-%: install
+	sh tests/on_a_core.sh $(VENV) $(BIN)/pytest tests/$*
 
 test-cpp: install
 	$(BIN)/pytest tests/cpp

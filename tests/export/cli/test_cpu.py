@@ -1,6 +1,7 @@
 """destseg-export fuse and quantize, as a user meets them."""
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from destseg_deploy.loading import load
@@ -12,9 +13,15 @@ from tests.export.fusions.cases import change_constant
 from tests.unchanged import unchanged
 
 
-def test_fuse_writes_the_same_answers(onnx_artifact, frames, tmp_path):
+@pytest.fixture
+def fuse_arguments(onnx_artifact, category) -> list[str]:
+    """The artifact, and three images: without them 16 would be drawn to compare on."""
+    return [str(onnx_artifact), "--verify-images", str(category / "test/good")]
+
+
+def test_fuse_writes_the_same_answers(onnx_artifact, fuse_arguments, frames, tmp_path):
     target = tmp_path / "fused" / "cable-fp32.onnx"
-    result = CliRunner().invoke(fuse_command, [str(onnx_artifact), "--output", str(target)])
+    result = CliRunner().invoke(fuse_command, [*fuse_arguments, "--output", str(target)])
     assert result.exit_code == 0, result.output
     assert "pooled-branch: 1 nodes" in result.stderr
     assert "GMAC an image" in result.stdout
@@ -26,7 +33,7 @@ def test_fuse_writes_the_same_answers(onnx_artifact, frames, tmp_path):
     assert "shortcuts" in spec.fusion.fusions
 
 
-def test_a_fusion_that_moves_answers_writes_nothing(onnx_artifact, tmp_path, monkeypatch):
+def test_a_fusion_that_moves_answers_writes_nothing(fuse_arguments, tmp_path, monkeypatch):
     right = fuse_file.fuse
 
     def wrong(proto, names):
@@ -36,7 +43,7 @@ def test_a_fusion_that_moves_answers_writes_nothing(onnx_artifact, tmp_path, mon
     monkeypatch.setattr(fuse_file, "fuse", wrong)
     with unchanged(tmp_path):
         result = CliRunner().invoke(
-            fuse_command, [str(onnx_artifact), "--output", str(tmp_path / "x.onnx")]
+            fuse_command, [*fuse_arguments, "--output", str(tmp_path / "x.onnx")]
         )
     assert result.exit_code == 1
     assert "Error: x.onnx: differs from the graph before the fusions on" in result.stderr
