@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ FEWEST = 4
 
 SPOILED = 8
 """Of these, how many are compared a second time with an anomaly in them."""
+
+RENDERED = 4
+"""Rendered parts beside the images at hand."""
 
 GRAINS = (1, 4, 16, 64)
 """Pixels of a 256 px frame along a side of a square of noise."""
@@ -127,9 +131,15 @@ def _read(path: Path) -> Frame:
 
 def _rendered(number: int, size: tuple[int, int]) -> Frame:
     """Return a rendered cable; every second one is defective."""
+    return resize_image(_cable(number), size).copy()
+
+
+@lru_cache(maxsize=COUNT + RENDERED)
+def _cable(number: int) -> Frame:
+    """Draw a cable of 256 px, once: each comparison shows the same ones."""
     defect = DEFECTS[number // 2 % len(DEFECTS)] if number % 2 else None
     image, _ = render(np.random.default_rng([number]), 256, defect)
-    return resize_image(image, size)
+    return image
 
 
 def _spoiled(given: Sequence[Frame]) -> list[Frame]:
@@ -141,7 +151,7 @@ def _spoiled(given: Sequence[Frame]) -> list[Frame]:
 
 def _drawn(size: tuple[int, int]) -> Iterator[Frame]:
     """Give parts, noise, gradients and flat colours."""
-    yield from (_rendered(COUNT + i, size) for i in range(4))
+    yield from (_rendered(COUNT + i, size) for i in range(RENDERED))
     yield from (_noise(size, grain, seed=i) for i, grain in enumerate(GRAINS))
     rows, columns = (np.linspace(0, 255, side) for side in size)
     planes = np.broadcast_arrays(rows[:, None], columns[None], (rows[:, None] + columns) / 2)

@@ -20,22 +20,23 @@ from destseg_export.half import convert as half
 from destseg_export.half.emulate import open_graph
 from destseg_export.parity import Verification, check_parity, compare
 from destseg_export.to_onnx import OnnxOptions
+from tests.export.conftest import CAMERA
 from tests.export.half.cases import SCALE, SPREAD, scale_student, with_opset
 from tests.export.mutants import MUTANTS
 
+BATCH = BatchRange(1, 2, 4)
+"""The batches of ``onnx_artifact``."""
 
-@pytest.fixture(scope="module")
-def camera(checkpoint, tmp_path_factory):
-    """Exported for a camera of 96 x 160 pixels, maps in camera pixels, batches of exactly 2."""
-    path = tmp_path_factory.mktemp("camera") / "cable-fp32.onnx"
-    to_onnx.export_onnx(
-        checkpoint,
-        path,
-        options=OnnxOptions(
-            input_size=(96, 160), map_size=(96, 160), batch=BatchRange(2, 2, 2), opset=20
-        ),
-    )
-    return path
+
+@pytest.fixture
+def traced(onnx_artifact, monkeypatch):
+    """Skip the tracing, which takes 10 s: the graph is the one that was traced already."""
+
+    def trace(model, spec, opset):
+        assert spec.precision == "fp32"
+        return with_opset(onnx.load(onnx_artifact), opset)
+
+    monkeypatch.setattr(to_onnx, "trace", trace)
 
 
 def _types(value):
@@ -59,7 +60,7 @@ def test_camera_tensors_are_the_contracts(camera):
     model = onnx.load(camera)
     assert _types(model.graph.input[0]) == ("image", "UINT8", [2, 96, 160, 3])
     assert _types(model.graph.output[0]) == ("anomaly_map", "FLOAT", [2, 96, 160])
-    assert model.opset_import[0].version == 20
+    assert model.opset_import[0].version == 23
 
 
 def test_the_cast_comes_before_anything_else(onnx_artifact):
@@ -142,12 +143,13 @@ def test_a_wrong_size_or_batch_raises_in_onnx_runtime_too(onnx_artifact):
         session.run(None, {"image": np.zeros((1, 32, 64, 3), np.uint8)})
 
 
-def test_a_wrong_graph_is_refused_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    """Negative control: swap red and blue in the graph; the gate must see it."""
-    original = to_onnx.trace
+def test_a_wrong_graph_is_refused_and_leaves_nothing(
+    checkpoint, onnx_artifact, few, tmp_path, monkeypatch
+):
+    """Negative control: swap red and blue in the traced graph; the gate must see it."""
 
     def swapped(model, spec, opset):
-        proto = original(model, spec, opset)
+        proto = onnx.load(onnx_artifact)
         first = next(node for node in proto.graph.node if node.op_type == "Cast")
         order = onnx.helper.make_tensor("bgr", onnx.TensorProto.INT64, [3], [2, 1, 0])
         proto.graph.initializer.append(order)
@@ -161,7 +163,12 @@ def test_a_wrong_graph_is_refused_and_leaves_nothing(checkpoint, tmp_path, monke
     spec_path(target).write_text('{"artifact": {"file": "cable-fp32.onnx"}}')
     monkeypatch.setattr(to_onnx, "trace", swapped)
     with pytest.raises(ParityError, match=r"differs from PyTorch on .* images"):
-        to_onnx.export_onnx(checkpoint, target)
+        to_onnx.export_onnx(
+            checkpoint,
+            target,
+            options=OnnxOptions(batch=BATCH),
+            verification=Verification(few),
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"cable-fp32.onnx", "cable-fp32.json"}
     assert target.read_text() == "an older export"
 
@@ -182,16 +189,28 @@ def test_a_name_without_its_suffix_is_refused_before_the_work(checkpoint, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exporting_again_keeps_a_threshold_that_was_set(checkpoint, tmp_path):
+def test_exporting_again_keeps_a_threshold_that_was_set(
+    checkpoint, camera, few, traced, tmp_path, monkeypatch
+):
     target, lines = tmp_path / "cable-fp32.onnx", []
-    first = to_onnx.export_onnx(checkpoint, target)
+
+    def export(options):
+        return to_onnx.export_onnx(
+            checkpoint,
+            target,
+            options=options,
+            verification=Verification(few),
+            report=lines.append,
+        )
+
+    first = export(OnnxOptions(batch=BATCH))
     set_threshold(target, Threshold(0.25, 0.5, "set by hand"))
-    again = to_onnx.export_onnx(checkpoint, target, report=lines.append)
+    again = export(OnnxOptions(batch=BATCH))
     assert again.threshold == ModelSpec.read(target).threshold != first.threshold
     assert again.threshold.score == 0.25
     assert any("keeps the threshold 0.250000 (set by hand)" in line for line in lines)
-    wide = OnnxOptions(input_size=(96, 64))
-    other = to_onnx.export_onnx(checkpoint, target, options=wide, report=lines.append)
+    monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: onnx.load(camera))
+    other = export(OnnxOptions(**CAMERA))
     assert other.threshold == first.threshold
     assert "drops the threshold 0.250000 (set by hand)" in lines[-1]
 
@@ -203,43 +222,29 @@ def test_an_opset_that_would_not_be_written_is_refused(checkpoint, tmp_path, ops
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_official_checkpoint_exports(model, tmp_path):
+def test_an_official_checkpoint_exports(full_size):
     """A state dict as the authors publish it needs no spec; it gets the paper's sizes."""
-    torch = pytest.importorskip("torch")
-    from destseg_deploy.models.weights import load_checkpoint
-
-    path = tmp_path / "DeSTSeg_MVTec_5000_cable.pckl"
-    torch.save(model.state_dict(), path)
-    loaded, spec = load_checkpoint(path)
+    proto, spec = full_size
     assert (spec.category, spec.size, spec.output.top_k) == ("cable", (256, 256), 100)
-    proto = to_onnx.trace(loaded, to_onnx.served_spec(spec), 18)
     assert _types(proto.graph.input[0])[2][1:] == [256, 256, 3]
 
 
 # --- half
 
 
-@pytest.fixture
-def traced(onnx_artifact, monkeypatch):
-    """Skip the tracing, which takes 10 s: the graph is the one that was traced already."""
-
-    def trace(model, spec, opset):
-        assert spec.precision == "fp32"
-        return with_opset(onnx.load(onnx_artifact), opset)
-
-    monkeypatch.setattr(to_onnx, "trace", trace)
-
-
-BATCH = BatchRange(1, 2, 4)
 FP16 = OnnxOptions(batch=BATCH, precision="fp16")
-LOOSE = Verification(None, SPREAD.anomaly_map, SPREAD.score)
+
+
+@pytest.fixture
+def loose(few) -> Verification:
+    return Verification(few, SPREAD.anomaly_map, SPREAD.score)
 
 
 @pytest.mark.parametrize(
     ("precision", "opset", "budget"), [("fp16", 18, SPREAD), ("bf16", 22, Budget(0.4, 0.1, 0.05))]
 )
 def test_a_half_export_is_compared_as_a_gpu_rounds_it(
-    checkpoint, traced, tmp_path, frames, precision, opset, budget
+    checkpoint, traced, few, tmp_path, frames, precision, opset, budget
 ):
     path = tmp_path / f"cable-{precision}.onnx"
     said = []
@@ -247,7 +252,7 @@ def test_a_half_export_is_compared_as_a_gpu_rounds_it(
         checkpoint,
         path,
         options=OnnxOptions(batch=BATCH, precision=precision),
-        verification=Verification(None, budget.anomaly_map, budget.score),
+        verification=Verification(few, budget.anomaly_map, budget.score),
         report=said.append,
     )
     assert spec == ModelSpec.read(path)
@@ -286,17 +291,19 @@ def test_a_half_export_is_compared_as_a_gpu_rounds_it(
     ],
 )
 def test_what_half_cannot_hold_is_refused_and_leaves_nothing(
-    checkpoint, onnx_artifact, tmp_path, monkeypatch, factor, words
+    checkpoint, onnx_artifact, loose, tmp_path, monkeypatch, factor, words
 ):
     large = scale_student(onnx.load(onnx_artifact), SCALE * factor)
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: large)
     with pytest.raises(ExportError, match=f"{words}.*--precision bf16"):
-        to_onnx.export_onnx(checkpoint, tmp_path / "out/cable-fp16.onnx", options=FP16)
+        to_onnx.export_onnx(
+            checkpoint, tmp_path / "out/cable-fp16.onnx", options=FP16, verification=loose
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_half_graph_beyond_its_budget_leaves_nothing(
-    checkpoint, onnx_artifact, tmp_path, monkeypatch
+    checkpoint, onnx_artifact, loose, tmp_path, monkeypatch
 ):
     """The export itself without one island: the gate is really in the way."""
     large = scale_student(onnx.load(onnx_artifact), SCALE)
@@ -305,13 +312,13 @@ def test_a_half_graph_beyond_its_budget_leaves_nothing(
     monkeypatch.setattr(to_onnx, "to_half", lambda p, kind: half.to_half(p, kind, islands=kept))
     with pytest.raises(ParityError, match=r"differs from PyTorch on .* images"):
         to_onnx.export_onnx(
-            checkpoint, tmp_path / "cable-fp16.onnx", options=FP16, verification=LOOSE
+            checkpoint, tmp_path / "cable-fp16.onnx", options=FP16, verification=loose
         )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_graph_is_refused_before_half_hides_it(
-    checkpoint, onnx_artifact, tmp_path, monkeypatch
+    checkpoint, onnx_artifact, loose, tmp_path, monkeypatch
 ):
     """The traced graph is compared in fp32, where a layer times 1.02 is seen by far."""
     wrong = onnx.load(onnx_artifact)
@@ -319,7 +326,7 @@ def test_a_wrong_graph_is_refused_before_half_hides_it(
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: wrong)
     target = tmp_path / "cable-fp16.onnx"
     with pytest.raises(ParityError, match=r"cable-fp16\.onnx in fp32: differs from PyTorch"):
-        to_onnx.export_onnx(checkpoint, target, options=FP16, verification=LOOSE)
+        to_onnx.export_onnx(checkpoint, target, options=FP16, verification=loose)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,7 +337,7 @@ def test_an_unknown_precision_is_refused(precision):
 
 
 def test_a_camera_graph_in_half_resizes_in_fp32(checkpoint, camera):
-    """Static batch, opset 20, resize in the graph. Grey levels in half are no longer exact."""
+    """Static batch, opset 23, resize in the graph. Grey levels in half are no longer exact."""
     frames = list(np.random.default_rng(1).integers(0, 256, (6, 96, 160, 3), dtype=np.uint8))
     proto, spec = onnx.load(camera), ModelSpec.read(camera)
     without = [part for part in half.ISLANDS if part != "pixels"]
