@@ -86,9 +86,10 @@ def passing(onnx_artifact, checkpoint, cameras):
 
     def gate(precision: str, budget: Budget, names=tuple(MUTANTS)) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {camera: [] for camera in shown}
-        base = plain if precision == "fp32" else to_half(with_opset(plain, 22), precision)[0]
+        half = precision != "fp32"
+        base = to_half(with_opset(plain, 22), precision)[0] if half else plain
         for name in ("right", *names):
-            with open_graph(_graph(base, name), spec) as predictor:
+            with open_graph(_graph(base, name), spec, emulated=half) as predictor:
                 candidate = Once(predictor)
                 for camera, frames in shown.items():
                     if _passes(reference, candidate, frames, budget):

@@ -9,12 +9,12 @@ from onnx import helper, numpy_helper
 
 from destseg_deploy.errors import BackendError, ExportError
 from destseg_deploy.runtime.trt.library import load_library
-from destseg_deploy.spec import FileRecord, ModelSpec, spec_path
+from destseg_deploy.spec import ModelSpec, spec_path
 from destseg_export.engine.build import build_engine
 from destseg_export.engine.header import read_header
 from destseg_export.engine.options import BuildOptions
 from destseg_export.engine.site import known_targets, open_site
-from destseg_export.studies.builds import BATCH, measure_build, write_graph
+from destseg_export.studies.builds import measure_build, write_graph
 from tests.export.engine.cases import tiny_graph, write_model
 from tests.unchanged import unchanged
 
@@ -37,15 +37,20 @@ def engine(tmp_path):
 # --- the real model, all ways it is shipped
 
 
-@pytest.fixture(scope="module", params=[None, (1024, 1024)], ids=["256", "1024"])
-def traced(request, model):
-    """The real architecture at its real size, its pixels 256 x 256 or a camera's, traced."""
-    from destseg_deploy.models.weights import checkpoint_spec
-    from destseg_export.to_onnx import OnnxOptions, served_spec, trace
+@pytest.fixture(scope="module")
+def large(full_size, model):
+    """The graph and spec of ``full_size`` for a camera of 1024 x 1024 pixels, traced."""
+    from destseg_export.to_onnx import trace
 
-    trained = checkpoint_spec("cable", (256, 256), FileRecord("", ""))
-    spec = served_spec(trained, OnnxOptions(input_size=request.param, batch=BATCH))
+    spec = full_size[1]
+    spec = replace(spec, input=replace(spec.input, height=1024, width=1024))
     return trace(model, spec, 18), spec
+
+
+@pytest.fixture(params=["full_size", "large"])
+def traced(request):
+    """The real architecture at its real size, its pixels 256 x 256 or a camera's, traced."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.mark.parametrize(("precision", "half"), [("fp32", 0), ("fp16", 63)])
