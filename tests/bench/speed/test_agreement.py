@@ -36,12 +36,18 @@ def test_another_model_does_not_agree(checkpoint, category, tmp_path):
     other = tmp_path / "other.safetensors"
     save_checkpoint(model, replace(spec, category="other"), other)
     seen: list[tuple[int, int, str]] = []
-    contenders = list_runtimes([checkpoint, other], device="cpu")
-    _, row = measure_agreement(contenders, category, report=lambda *step: seen.append(step))
+    saved: list[int] = []
+    _, row = measure_agreement(
+        list_runtimes([checkpoint, other], device="cpu"),
+        category,
+        report=lambda *step: seen.append(step),
+        save=lambda rows: saved.append(len(rows)),
+    )
     assert row["score_max_abs"] > 1e-2
     assert row["map_max_abs"] > 1e-2
     total = seen[0][1]
     assert [done for done, _, _ in seen] == list(range(1, total + 1)), "over both artifacts"
+    assert saved == [1, 2], "one by one"
 
 
 def test_a_missing_artifact_is_one_line(category, tmp_path):
@@ -60,9 +66,9 @@ def _failing(name, error):
 
 
 @pytest.mark.parametrize(
-    "error", [BackendError("no kernel for bf16"), RuntimeError("CUDA out of\nmemory")]
+    ("number", "error"),
+    [(0, BackendError("no kernel for bf16")), (1, RuntimeError("CUDA out of\nmemory"))],
 )
-@pytest.mark.parametrize("number", [0, 1])
 def test_one_that_fails_costs_its_own_row(
     checkpoint, onnx_artifact, category, tmp_path, monkeypatch, error, number
 ):
@@ -78,13 +84,6 @@ def test_one_that_fails_costs_its_own_row(
     assert rows[1 - number]["map_max_abs"] == 0
     assert f"{broken.name} skipped: {' '.join(str(error).split())}" in done
     assert ("to PyTorch" in done) == (number == 1)
-
-
-def test_the_rows_are_saved_one_by_one(checkpoint, onnx_artifact, category):
-    seen = []
-    contenders = list_runtimes([checkpoint, onnx_artifact], device="cpu")
-    measure_agreement(contenders, category, save=lambda rows: seen.append(len(rows)))
-    assert seen == [1, 2]
 
 
 def test_all_that_fail_are_an_error(checkpoint, category, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from destseg_bench import timing
 from destseg_bench.speed import latency
 from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import list_contenders, open_contender
@@ -50,13 +51,24 @@ def fakes(monkeypatch):
 
 
 @pytest.fixture
+def no_rests(monkeypatch):
+    """The command rests before each call, 0.1 s."""
+    monkeypatch.setattr(timing, "SETTLE", 0.0)
+
+
+@pytest.fixture
 def images(category):
     return find_frames(category / "test", 8)
 
 
+def measure(*given, **options):
+    """Time without the rests between calls, which test_timing looks at."""
+    return measure_latency(*given, settle=0.0, **options)
+
+
 def test_rows_hold_times_ratios_and_throughput(images, fakes):
     contenders = [fakes.make("slow", 0.02), fakes.make("fast", 0.002)]
-    (rows,) = measure_latency(contenders, images, batches=(3,), rounds=5, warmup=1)
+    (rows,) = measure(contenders, images, batches=(3,), rounds=5, warmup=1)
     slow, fast = rows
     assert slow["median"] >= 20
     assert slow["times_faster"] == 1
@@ -69,7 +81,7 @@ def test_rows_hold_times_ratios_and_throughput(images, fakes):
 
 def test_all_get_the_same_images_each_at_its_size(images, fakes):
     contenders = [fakes.make("a"), fakes.make("b"), fakes.make("c", size=(8, 24))]
-    list(measure_latency(contenders, images, batches=(4,), rounds=1, warmup=1))
+    list(measure(contenders, images, batches=(4,), rounds=1, warmup=1))
     assert fakes.frames["a"].shape == (4, 16, 16, 3)
     assert fakes.frames["c"].shape == (4, 8, 24, 3)
     np.testing.assert_array_equal(fakes.frames["a"], fakes.frames["b"])
@@ -79,17 +91,17 @@ def test_all_get_the_same_images_each_at_its_size(images, fakes):
 @pytest.mark.parametrize("error", [BackendError("no GPU here"), RuntimeError("out of memory")])
 def test_what_cannot_run_is_named_and_the_others_are_timed(images, fakes, error):
     contenders = [fakes.make("broken", error=error), fakes.make("works")]
-    broken, works = next(measure_latency(contenders, images, rounds=2, warmup=1))
+    broken, works = next(measure(contenders, images, rounds=2, warmup=1))
     assert broken["skipped"] == str(error)
     assert "median" not in broken
     assert works["times_faster"] == 1
-    (alone,) = next(measure_latency(contenders[:1], images, rounds=1, warmup=1))
+    (alone,) = next(measure(contenders[:1], images, rounds=1, warmup=1))
     assert alone["skipped"] == str(error)
 
 
 def test_without_images_there_is_nothing_to_time(tmp_path):
     with pytest.raises(DataError, match="no images"):
-        list(measure_latency([], [], rounds=1, warmup=1))
+        list(measure([], [], rounds=1, warmup=1))
     with pytest.raises(DataError, match="no images"):
         find_frames(tmp_path, 4)
 
@@ -130,7 +142,7 @@ def test_every_way_of_pytorch_gives_the_same_answers(checkpoint, frames, way):
 
 
 def test_the_command_makes_a_table_for_each_batch_and_number_of_streams(
-    onnx_artifact, category, tmp_path
+    onnx_artifact, category, tmp_path, no_rests
 ):
     output = tmp_path / "latency.json"
     words = ["latency", onnx_artifact, "--images", category / "test", "--batch", "1,2"]
@@ -168,7 +180,7 @@ def test_a_missing_artifact_or_an_empty_folder_is_one_line(tmp_path, onnx_artifa
 
 def test_streams_score_at_the_same_time(images, fakes):
     """Four calls that each wait 50 ms take about as long as one, and score four times as many."""
-    one, four = measure_latency(
+    one, four = measure(
         [fakes.make("waits", 0.05)], images, batches=(2,), streams=(1, 4), rounds=4, warmup=1
     )
     assert (one[0]["streams"], four[0]["streams"]) == (1, 4)
@@ -180,7 +192,7 @@ def test_streams_score_at_the_same_time(images, fakes):
 
 def test_calls_that_share_memory_of_the_device_do_not_run_together(images, fakes):
     alone = replace(fakes.make("device"), origin="device")
-    one, two = measure_latency([alone, fakes.make("b")], images, streams=(1, 2), rounds=1, warmup=1)
+    one, two = measure([alone, fakes.make("b")], images, streams=(1, 2), rounds=1, warmup=1)
     assert "skipped" not in one[0]
     assert "share one buffer" in two[0]["skipped"]
     assert "median" in two[1]
@@ -202,7 +214,7 @@ def test_what_is_too_far_from_float32_is_not_timed(images, monkeypatch):
     _answering(monkeypatch, answers)
     names = {"near": "fp16", "far": "fp16"}
     contenders = [Contender(name, Path(name), names.get(name, name), (16, 16)) for name in answers]
-    (rows,) = measure_latency(contenders, images, rounds=1, warmup=1)
+    (rows,) = measure(contenders, images, rounds=1, warmup=1)
     skipped = {row["name"]: row.get("skipped", "") for row in rows}
     assert [name for name, reason in skipped.items() if reason] == ["far", "bf16"]
     assert skipped["far"].startswith("NG: far: fp16 differs from float32: map by 2.00e-02")
@@ -231,7 +243,7 @@ def test_the_least_bytes_are_the_weights_once_and_the_frames(checkpoint):
     assert least_bytes(half, 3) == weights // 2 + 3 * (64 * 64 * 7 + 4)
 
 
-def test_the_command_gives_shares_on_a_cpu_when_asked(onnx_artifact, category, tmp_path):
+def test_the_command_gives_shares_on_a_cpu_when_asked(onnx_artifact, category, tmp_path, no_rests):
     output = tmp_path / "latency.json"
     words = ["--images", category / "test", "--rates", "--rounds", "2", "--output", output]
     printed = succeed("latency", onnx_artifact, *words).output

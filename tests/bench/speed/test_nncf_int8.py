@@ -18,11 +18,12 @@ onnx = pytest.importorskip("onnx")
 
 
 @pytest.fixture(scope="module")
-def fused(onnx_artifact, tmp_path_factory):
+def fused(onnx_artifact, category, tmp_path_factory):
     from destseg_export.fusions.apply import FOR_INT8, fuse_file
 
     path = tmp_path_factory.mktemp("fused") / "cable-fused.onnx"
-    fuse_file(onnx_artifact, path, names=FOR_INT8)
+    images = sorted(category.glob("test/good/*"))  # fewer than would be drawn without
+    fuse_file(onnx_artifact, path, names=FOR_INT8, images=images)
     return path
 
 
