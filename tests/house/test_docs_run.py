@@ -1,7 +1,7 @@
 """The commands of the pages run, each in a folder that holds what the pages talk of.
 
-Trainings are cut to a few steps of a small network, and the tracing of a graph is replaced by one
-that was traced already; everything else is real.
+Trainings are cut to a few steps of a small network, a sample to a few small pictures, and the
+tracing of a graph is replaced by one that was traced already; everything else is real.
 """
 
 import csv
@@ -30,6 +30,9 @@ from tests.house.pages import COMMANDS, PAGES, blocks, command_lines, resolve
 
 SHORT = shlex.split("--steps 2,2 --batch-size 2 --size 64 --teacher random --device cpu")
 """Added to every training."""
+
+DRAWN = shlex.split("--size 64 --train 2 --good 1 --per-defect 1")
+"""Added to every sample, which draws 128 pictures of 256 px otherwise."""
 
 COMPARED = shlex.split("--format onnx --batch 1:2:4 --verify-images noise")
 """Added to every export: the batches of the traced graph, and images that show its errors."""
@@ -150,6 +153,7 @@ def test_a_command_runs(line, here, traced):
         rest += COMPARED
     if command.name == "sample":  # which refuses to draw over another one
         shutil.rmtree(here / "demo/data")
+        rest += DRAWN
     before = {path for path in here.rglob("*") if path.is_file()}
     done = CliRunner().invoke(COMMANDS[top], rest)
     assert done.exit_code == 0, done.output
