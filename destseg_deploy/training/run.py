@@ -213,6 +213,7 @@ def _train(
         setup.loop.fit(setup.source(), state, observers)
     spec = _describe(setup, files.digest, state)
     if setup.held_out:
+        notify(f"{output}: scoring {len(setup.held_out)} held-out images to set the threshold")
         spec = replace(spec, threshold=_held_out_threshold(setup, spec))
     try:
         write_losses(output, setup.recipe, state.losses)

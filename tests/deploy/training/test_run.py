@@ -141,14 +141,15 @@ def test_the_table_holds_the_losses(trained: Trained) -> None:
 
 def test_a_run_without_textures_says_so(trained: Trained, category: Path, tmp_path: Path) -> None:
     assert trained.notes[0] == f"{trained.path}: {run.NO_TEXTURES}"
-    assert len(trained.notes) == 3
+    assert len(trained.notes) == 4
     assert "rotation of the good parts: slight (--rotation changes it)" in trained.notes[1]
     assert "2 good images can guarantee a false-reject rate of 33 %; 1 %" in trained.notes[2]
+    assert "scoring 2 held-out images to set the threshold" in trained.notes[3]
     notes: list[str] = []
     output = tmp_path / "cable.safetensors"
     train_small(category, output, textures=category / "test", notify=notes.append)
-    rotation, holdout = (note.partition(": ")[2] for note in trained.notes[1:])
-    expected = [rotation, run.RANDOM_TEACHER, holdout]  # the other one's teacher is from a file
+    rotation, *holdout = (note.partition(": ")[2] for note in trained.notes[1:])
+    expected = [rotation, run.RANDOM_TEACHER, *holdout]  # the other one's teacher is from a file
     assert [note.partition(": ")[2] for note in notes] == expected
 
 
