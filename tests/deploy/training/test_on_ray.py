@@ -122,7 +122,8 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_bit(place: Path) -> None:
         cluster = below(driver.pid)
         driver.kill()
         told, _ = driver.communicate()
-        assert told == "", "Ray says nothing among the results"
+        ours = {"checkpoint", "trained", "threshold", "rule"}
+        assert {line.split()[0] for line in told.splitlines()} <= ours, "Ray prints nothing there"
     wait_for(lambda: not any(runs(pid) for pid in cluster))
     assert not (out / "cable-seed2.json").exists(), "killed in the middle"
     done = run(place=place, out="out")
