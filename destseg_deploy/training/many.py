@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from destseg_deploy.cluster.connection import connected
 from destseg_deploy.cluster.jobs import Bar, Notify, Seat, run_jobs
 from destseg_deploy.cluster.place import Place
 from destseg_deploy.data.datasets import DataSet
@@ -122,9 +123,14 @@ def held_for(place: Place, outputs: Sequence[Path], options: TrainingOptions) ->
     there, a lock of the worker that ended could not be taken over.
 
     Raises:
+        BackendError: If the cluster cannot be reached.
         OutputError: If another command writes one, or it is something else.
     """
-    with ExitStack() as held:
-        for output in () if place.here else outputs:
+    if place.here:
+        yield
+        return
+    # A restart deletes saved states: not before there is a cluster that can make new ones.
+    with connected(place.on), ExitStack() as held:
+        for output in outputs:
             held.enter_context(run.hold(output, restart=options.restart))
         yield

@@ -15,7 +15,7 @@ import torch
 
 from destseg_deploy.cluster.place import Place
 from destseg_deploy.data.datasets import open_dataset
-from destseg_deploy.errors import JobError, OutputError
+from destseg_deploy.errors import BackendError, JobError, OutputError
 from destseg_deploy.locks import locked
 from destseg_deploy.training import run
 from destseg_deploy.training.many import PlannedRun, seat_of, train_all
@@ -48,6 +48,20 @@ def plan(category: Path, folder: Path, recipe: Any = TINY) -> list[PlannedRun]:
         )
         for seed in (0, 1)
     ]
+
+
+def test_a_cluster_that_is_not_there_costs_no_saved_state(
+    ray: FakeRay, category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even with ``--restart``, which deletes the states of interrupted runs."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    runs, options = plan(category, tmp_path), small_options(restart=True)
+    state = runs[0].output.with_suffix(".resume")
+    state.write_bytes(b"hours of work")
+    place = Place("ray://127.0.0.1:1")
+    with pytest.raises(BackendError, match="no cluster answers there"):
+        list(train_all(runs, options, None, place, progress=silent, notify=print))
+    assert state.read_bytes() == b"hours of work"
 
 
 class Stop(Exception):
