@@ -409,7 +409,7 @@ def test_options_reach_the_runtime(shop, artifact, tmp_path, monkeypatch, flags,
 def test_options_of_engines_and_checkpoints_are_read(tmp_path):
     from destseg_deploy.cli.options import read_runtime_options
 
-    values = {"backend": None, "device": None, "threads": 0}
+    values = {"backend": None, "device": None, "threads": 0, "tuned": False}
     read = partial(read_runtime_options, tmp_path / "a.engine")
     found = read({**values, "tensorrt_contexts": 3, "tensorrt_cuda_graph": False})
     assert found["options"] == TensorRtOptions(contexts=3, cuda_graph=False)
