@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <memory>
 #include <sstream>
 #include <utility>
 
@@ -127,6 +128,19 @@ class Probe {
   OwnedModel model_;
 };
 
+// OpenVINO's core, one for the process, which never ends. Each core gives the thread that makes it a stack
+// for signals, and takes it away when it ends. Of two that end in the order in which they were made, the
+// second one puts the stack of the first back, which is gone then: a signal that the host handles on such
+// a stack would end the process.
+const OwnedCore &process_core() {
+  static const OwnedCore *const core = [] {
+    auto made = std::make_unique<OwnedCore>();
+    need(ov().core_create(made->receive()));
+    return made.release();
+  }();
+  return *core;
+}
+
 class OpenVinoBackend final : public Backend {
  public:
   OpenVinoBackend(const Request &request, const Spec &spec) : spec_(spec) {
@@ -161,15 +175,15 @@ class OpenVinoBackend final : public Backend {
 
  private:
   void open(const Request &request) {
-    need(ov().core_create(core_.receive()));
-    const Probe probe(core_);
+    core_ = &process_core();
+    const Probe probe(*core_);
     uint8_ = probe.uint8;
     const Properties properties = properties_of(request, probe);
     OwnedModel model;
-    need(ov().core_read_model(core_.get(), request.path.u8string().c_str(), nullptr,
+    need(ov().core_read_model(core_->get(), request.path.u8string().c_str(), nullptr,
                               model.receive()));
     check_tensors(model, probe, request.path);
-    compile(core_, model, properties, compiled_);
+    compile(*core_, model, properties, compiled_);
   }
 
   Properties properties_of(const Request &request, const Probe &probe) const {
@@ -194,7 +208,7 @@ class OpenVinoBackend final : public Backend {
 
   bool computes_in(const std::string &wanted) const {
     char *text = nullptr;
-    need(ov().core_get_property(core_.get(), "CPU", "OPTIMIZATION_CAPABILITIES", &text));
+    need(ov().core_get_property(core_->get(), "CPU", "OPTIMIZATION_CAPABILITIES", &text));
     std::istringstream words(text);
     ov().free(text);
     for (std::string word; words >> word;)
@@ -235,7 +249,7 @@ class OpenVinoBackend final : public Backend {
   }
 
   const Spec &spec_;
-  OwnedCore core_;
+  const OwnedCore *core_ = nullptr;
   OwnedCompiled compiled_;
   int uint8_ = 0;
 };

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 ORT_SWITCH = "ORT_DISABLE_TELEMETRY"
@@ -42,6 +43,24 @@ def import_openvino() -> Any:
         import openvino
 
     return openvino
+
+
+def openvino_core() -> Any:
+    """Return OpenVINO's core, one for the whole process.
+
+    Each core gives the thread that makes it a stack for signals, and takes it away when it ends.
+    Of two that end in the order in which they were made, the second one puts the stack of the first
+    back, which is gone then: the next signal, such as that of Ctrl-C, ends the process.
+
+    Raises:
+        ImportError: If OpenVINO is not installed.
+    """
+    return _core(import_openvino(), os.getpid())
+
+
+@cache
+def _core(openvino: Any, process: int) -> Any:
+    return openvino.Core()
 
 
 def import_nncf() -> Any:

@@ -20,7 +20,7 @@ from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.options import CPU, Device, OpenVinoOptions, check_device
 from destseg_deploy.runtime.base import Prediction, check_images, check_open, check_prediction
 from destseg_deploy.runtime.int8_kernels import AS_FLOAT, openvino_saturates, warn_of_scheme
-from destseg_deploy.runtime.offline import import_openvino
+from destseg_deploy.runtime.offline import import_openvino, openvino_core
 from destseg_deploy.runtime.openvino_cache import Answer, CompiledModels, probe_images
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.text import is_encodable
@@ -71,7 +71,7 @@ class OpenVinoRuntime:
         self.spec.check_artifact(path)
         self.precision = options.precision
         openvino = _import(path)
-        core = open_core(openvino, device, options.precision)
+        core = open_core(device, options.precision)
         config = compile_config(openvino, core, self.spec, device, options)
         compiled = self._open(openvino, core, path, _name(device), config, options.cache)
         _check_outputs(openvino, compiled, self.spec, path)
@@ -144,13 +144,13 @@ def _import(path: Path) -> Any:
         ) from error
 
 
-def open_core(openvino: Any, device: Device, precision: str) -> Any:
+def open_core(device: Device, precision: str) -> Any:
     """Return OpenVINO's core, after checking that it has the device and the precision.
 
     Raises:
         BackendError: If it does not.
     """
-    core, name = openvino.Core(), _name(device)
+    core, name = openvino_core(), _name(device)
     there = core.available_devices
     if name not in there and f"{name}.0" not in there:  # several GPUs are GPU.0, GPU.1, ...
         raise BackendError(

@@ -1,5 +1,7 @@
 """Around a call: closing and reloading while calls run, warming up, and where the time went."""
 
+import subprocess
+import sys
 import threading
 import time
 from ctypes import byref, c_void_p
@@ -9,7 +11,7 @@ import pytest
 
 from destseg_deploy.spec import Threshold
 from tests.cpp.conftest import unpacked, write_engine
-from tests.cpp.library import Refused, Times, frame_of
+from tests.cpp.library import ROOT, Refused, Times, frame_of
 
 
 def image(seed: int = 0) -> np.ndarray:
@@ -125,3 +127,26 @@ def test_null_pointers_and_closed_handles_are_refused(library, engine):
     ):
         with pytest.raises(Refused):
             library.check(call())
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.cpp.library import Library
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+library = Library(Path(sys.argv[1]))
+first, second = (library.open(sys.argv[2], "openvino") for _ in range(2))
+first.close()
+second.close()
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+
+
+def test_a_signal_after_two_were_closed_does_no_harm(library, packing):
+    """Each of OpenVINO's cores leaves a stack for signals; that of one that is gone is no stack."""
+    library.need("openvino")
+    command = [sys.executable, "-c", SIGNALLED, library.c._name, str(packing[0])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["handled", "alive"]

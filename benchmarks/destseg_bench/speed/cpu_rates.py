@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from destseg_bench.timing import SETTLE, Advance, ignore, interleave
-from destseg_deploy.runtime.offline import import_onnxruntime, import_openvino
+from destseg_deploy.runtime.offline import import_onnxruntime, openvino_core
 
 SHAPES = ((64, 64), (128, 32), (256, 16), (512, 8), (256, 64))
 """Channels, and height and width, of the convolutions; the first four are the teacher's at 256."""
@@ -107,10 +107,9 @@ def _ways(
     session = import_onnxruntime().InferenceSession(graph, providers=["CPUExecutionProvider"])
     yield usual, "onnxruntime", partial(session.run, None, {"x": image})
     try:
-        openvino = import_openvino()
+        core = openvino_core()
     except ImportError:
         return
-    core = openvino.Core()
     able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     model = core.read_model(graph)
     for precision in [usual] + ["bf16"] * (able and not quantised):

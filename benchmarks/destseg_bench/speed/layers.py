@@ -126,7 +126,7 @@ def _openvino(
     artifact: Path, spec: ModelSpec, frames: NDArray[np.uint8], options: OpenVinoOptions, runs: int
 ) -> Iterator[Layer]:
     openvino = import_openvino()
-    core = open_core(openvino, CPU, options.precision)
+    core = open_core(CPU, options.precision)
     config = compile_config(openvino, core, spec, CPU, options)
     compiled = core.compile_model(str(artifact), "CPU", {**config, "PERF_COUNT": True})
     request = compiled.create_infer_request()

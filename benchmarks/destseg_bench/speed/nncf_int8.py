@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError, DataError
-from destseg_deploy.runtime.offline import import_nncf, import_openvino
+from destseg_deploy.runtime.offline import import_nncf, import_openvino, openvino_core
 from destseg_deploy.spec import FileRecord, ModelSpec, QuantizationRecord, writing
 
 SUFFIX = ".xml"
@@ -66,7 +66,7 @@ def quantize_with_nncf(
     if output.suffix != SUFFIX:
         raise DataError(f"{output}: expected a name that ends in {SUFFIX}, OpenVINO's format.")
     nncf, openvino = _import()
-    model = openvino.Core().read_model(str(fused))
+    model = openvino_core().read_model(str(fused))
     kept_out = _float_operators(model, layers)
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):  # NNCF prints its progress on stdout
