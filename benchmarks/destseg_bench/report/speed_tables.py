@@ -97,7 +97,8 @@ def cpu(result: Result) -> list[Table]:
             optional("p90", f"p90 {batch}", 1),
             optional("faster", f"faster {batch}", 2, "x"),
         ]
-        columns += [_share("of the CPU's rate", f"rate share {batch}")]
+        if result.get("rates"):
+            columns += [_share("of the CPU's rate", f"rate share {batch}")]
     columns += [
         optional("start s", "seconds", 2),
         optional("MiB", "resident_mib", 0),
@@ -111,9 +112,13 @@ def cpu(result: Result) -> list[Table]:
     note = (
         "Milliseconds per image, from pixels to map and score, interleaved. Faster: than PyTorch "
         "eager. Start: from starting a fresh process to its first answer. MiB: the largest "
-        "resident memory of that process. The CPU's rate: what it multiplies at best in the "
-        "precision of the row; the share counts the fused graph's arithmetic and the fastest call."
+        "resident memory of that process."
     )
+    if result.get("rates"):
+        note += (
+            " The CPU's rate: what it multiplies at best in the precision of the row; the share "
+            "counts the fused graph's arithmetic and the fastest call."
+        )
     return [
         *cpu_rates(result),
         Table.of(
