@@ -203,9 +203,11 @@ def _signals_end_it() -> Iterator[None]:
 
     Python's own reactions are a traceback, and an end at once that leaves them.
     """
+    ended: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+        ended.append(128 + number)
+        raise SystemExit(ended[-1])
 
     before: dict[signal.Signals, Any] = {}
     with suppress(ValueError):  # not in the main thread, where signals cannot be caught
@@ -213,6 +215,8 @@ def _signals_end_it() -> Iterator[None]:
             before[number] = signal.signal(number, end)
     try:
         yield
+    except SystemExit as error:  # Ray ends a wait with a status of its own in place of ours
+        raise SystemExit(ended[-1] if ended else error.code) from None
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)

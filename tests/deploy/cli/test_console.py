@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from destseg_deploy.cli import console
 from destseg_deploy.cli.console import OneLineErrors, OneLineErrorsGroup, progress, say
 from destseg_deploy.errors import DataError, ParityError, ShapeError
 
@@ -263,3 +265,20 @@ def test_numbers_are_written_in_the_digits_0_to_9(text):
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"Invalid value for '--size': '{text}' is not a number." in result.stderr
     assert "it ran" in CliRunner().invoke(command, ["--size", "10"]).stderr
+
+
+def _end_with(status, number=None):
+    """End as a library does that has its own status for a signal."""
+    with console._signals_end_it():
+        with suppress(SystemExit):
+            if number is not None:
+                signal.raise_signal(number)
+        raise SystemExit(status)
+
+
+def test_a_library_cannot_change_the_status_of_a_signal():
+    """Ray ends a wait that a signal interrupts with status 1."""
+    for number, given, status in ((signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (None, 3, 3)):
+        with pytest.raises(SystemExit) as ended:
+            _end_with(given, number)
+        assert ended.value.code == status
