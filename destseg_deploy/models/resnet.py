@@ -33,7 +33,8 @@ class BasicBlock(nn.Module):
         """Map (N, in, H, W) to (N, out, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(x)) + shortcut)  # type: ignore[no-any-return]  # nn.Module calls are untyped
+        x = self.relu(self.bn2(self.conv2(x)) + shortcut)
+        return x
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:

@@ -7,32 +7,34 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from destseg_deploy.errors import ExportError, ShapeError, SpecError  # noqa: E402
-from destseg_deploy.loading import load  # noqa: E402
-from destseg_deploy.models.weights import load_checkpoint  # noqa: E402
-from destseg_deploy.options import OpenVinoOptions  # noqa: E402
-from destseg_deploy.spec import (  # noqa: E402
+import onnx
+
+from destseg_deploy.errors import ExportError, ShapeError, SpecError
+from destseg_deploy.loading import load
+from destseg_deploy.models.weights import load_checkpoint
+from destseg_deploy.options import OpenVinoOptions
+from destseg_deploy.spec import (
     BatchRange,
     FileRecord,
     ModelSpec,
     RegionSpec,
     TilingSpec,
 )
-from destseg_export.cli import inspect  # noqa: E402
-from destseg_export.cutting import Cut, remark_scale  # noqa: E402
-from destseg_export.fusions.apply import fuse  # noqa: E402
-from destseg_export.graph.edit import open_model  # noqa: E402
-from destseg_export.graph.macs import count_macs  # noqa: E402
-from destseg_export.graph.run import open_session  # noqa: E402
-from destseg_export.half.convert import to_half  # noqa: E402
-from destseg_export.int8.calibrate import measure_ranges  # noqa: E402
-from destseg_export.int8.qdq import find_layers, quantize_layers, tensors_around  # noqa: E402
-from destseg_export.int8.quantize import quantize_artifact  # noqa: E402
-from destseg_export.parity import measure_parity, open_reference  # noqa: E402
-from destseg_export.to_onnx import OnnxOptions, served_spec  # noqa: E402
+from destseg_export.cli import inspect
+from destseg_export.cutting import Cut, remark_scale
+from destseg_export.fusions.apply import fuse
+from destseg_export.graph.edit import open_model
+from destseg_export.graph.macs import count_macs
+from destseg_export.graph.run import open_session
+from destseg_export.half.convert import to_half
+from destseg_export.int8.calibrate import measure_ranges
+from destseg_export.int8.qdq import find_layers, quantize_layers, tensors_around
+from destseg_export.int8.quantize import quantize_artifact
+from destseg_export.parity import measure_parity, open_reference
+from destseg_export.to_onnx import OnnxOptions, served_spec
 
 
 @pytest.fixture(scope="module")

@@ -79,13 +79,13 @@ def test_the_table_has_ours_beside_the_paper_s_and_missing_ones() -> None:
         "category seeds ours DeSTSeg (paper) US STPM CutPaste DRAEM DSR PatchCore"
     )
     assert "cable 2 96.0 ± 1.4 97.8 ± 0.5 86.2 93.0 80.6 91.8 93.8 99.6" in lines[image:pro]
-    assert "screw – missing 93.6 ± 2.6 54.9 89.4 86.3 93.9 96.2 97.2" in lines[image:pro]  # noqa: RUF001
-    assert "nut 1 50.0 – – – – – – –" in lines[image:pro]  # noqa: RUF001
+    assert "screw – missing 93.6 ± 2.6 54.9 89.4 86.3 93.9 96.2 97.2" in lines[image:pro]  # noqa: RUF001 - the table's dash
+    assert "nut 1 50.0 – – – – – – –" in lines[image:pro]  # noqa: RUF001 - the table's dash
     assert sum("missing" in line for line in lines[image:pro]) == 14
     assert "cable 2 67.2 ± 1.0 86.4 ± 1.8 84.3 75.8 94.7" in lines[pro:]
     assert "average of 1 2 67.2 ± 1.0 86.4 84.3 75.8 94.7" in lines[pro:]
     assert sum("is over cable: not the paper's of all 15" in line for line in lines) == 2
-    assert "the paper's average of 15 – 75.8 ± 0.8 76.4 ± 1.0 –" in lines  # noqa: RUF001
+    assert "the paper's average of 15 – 75.8 ± 0.8 76.4 ± 1.0 –" in lines  # noqa: RUF001 - the table's dash
 
 
 def test_the_printed_average_stands_beside_all_15_alone() -> None:

@@ -138,8 +138,9 @@ def test_the_file_is_whole_after_every_run(
             raise TrainingError("the student loss is nan")
         done.append(run.name)
 
-    fake = lambda run, *rest: measured(run.category.name, run.seed, 0.75)  # noqa: E731
-    monkeypatch.setattr(measure, "measure_run", fake)
+    monkeypatch.setattr(
+        measure, "measure_run", lambda run, *rest: measured(run.category.name, run.seed, 0.75)
+    )
     planned = plan_runs([data / "bottle"], [0, 1], tmp_path, SMALL)
     with pytest.raises(TrainingError):
         measure_runs(planned, summarize, trainer=train, output=output)

@@ -121,7 +121,7 @@ def test_the_command_writes_a_row_for_each_contender(
     lines = {line.split("  ")[0]: line.split() for line in done.stdout.splitlines()}
     assert lines["openvino-bf16, fused"][2:] == [
         # 10 ms for 8 images are 1.2 an image. Not fused: the arithmetic is not known.
-        *("10.0", "11.0", "2.00x", "–", "1.2", "1.4", "2.00x", "–"),  # noqa: RUF001
+        *("10.0", "11.0", "2.00x", "–", "1.2", "1.4", "2.00x", "–"),  # noqa: RUF001 - the dash
         *("1.50", "–", "0.5000", "0.5000", "0.5000", "0.5000"),  # noqa: RUF001 - the table's dash
     ]
 

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-from torch.nn import functional  # noqa: E402
+pytest.importorskip("torch")
 
-from destseg_deploy.models.inference import (  # noqa: E402
+import torch
+from torch.nn import functional
+
+from destseg_deploy.models.inference import (
     InferenceGraph,
     StudentTeacherGraph,
 )
-from destseg_deploy.models.tiles import TiledMap  # noqa: E402
-from destseg_deploy.spec import RegionSpec, TileGrid, TilingSpec  # noqa: E402
+from destseg_deploy.models.tiles import TiledMap
+from destseg_deploy.spec import RegionSpec, TileGrid, TilingSpec
 
 TILE = (64, 64)
 

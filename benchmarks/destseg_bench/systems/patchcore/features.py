@@ -109,7 +109,8 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + shortcut)  # type: ignore[no-any-return]  # nn.Module calls are untyped
+        x = self.relu(self.bn3(self.conv3(x)) + shortcut)
+        return x
 
 
 class WideResNet50(nn.Module):

@@ -32,18 +32,6 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture
-def device(folder):
-    opened = FakeDevice(compiler=HostCompiler(folder))
-    yield opened
-    opened.close()
-
-
 # ---------------------------------------------------------------------------- to the bit
 
 

@@ -21,22 +21,8 @@ from destseg_deploy.runtime.cuda.resize import (
     ResizeKernels,
 )
 from tests.deploy.runtime.cuda.resize_cases import expected, noise, upload
-from tests.fakes.device import FakeDevice
-from tests.fakes.host_kernels import HostCompiler
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture
-def device(folder):
-    opened = FakeDevice(compiler=HostCompiler(folder))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
