@@ -162,7 +162,7 @@ class Tuning:
             BackendError: If it is missing, damaged, or of another file.
         """
         path = tuning_path(artifact)
-        again = f"Run destseg tune {artifact}"
+        again = f"Run destseg tune {artifact} --images FOLDER"
         if not path.exists():
             raise BackendError(f"{path}: no such file, so {artifact.name} is not tuned. {again}.")
         try:
@@ -197,11 +197,12 @@ def tuned(artifact: Path) -> tuple[str, Options]:
     except ImportError as error:
         raise BackendError(
             f"{tuning_path(artifact)}: chose {backend}, which is not installed. "
-            f"pip install 'destseg-deploy[{backend}]', or run destseg tune {artifact} again."
+            f"pip install 'destseg-deploy[{backend}]', or run destseg tune {artifact} "
+            "--images FOLDER again."
         ) from error
     if here != found.machine:
         raise BackendError(
             f"{tuning_path(artifact)}: made on {found.machine}; this is {here}. Run destseg tune "
-            f"{artifact} again."
+            f"{artifact} --images FOLDER again."
         )
     return backend, found.choice.options

@@ -32,7 +32,7 @@ class File {
 
   Error refuse(const std::string &what) const {
     return backend_error(path_.u8string() + ": " + what + ". Run destseg tune " +
-                         artifact_.u8string() + " on this machine.");
+                         artifact_.u8string() + " --images FOLDER on this machine.");
   }
   std::string text(std::initializer_list<const char *> names) const {
     return find(names, Json::Kind::string, "text").text;

@@ -80,7 +80,7 @@ def test_another_machine_file_or_version_is_refused(library, artifact, place, en
     with pytest.raises(Refused, match=words) as refused:
         library.open(artifact, tuned=1)
     assert refused.value.status == "backend"
-    assert f"Run destseg tune {artifact} on this machine." in str(refused.value)
+    assert f"Run destseg tune {artifact} --images FOLDER on this machine." in str(refused.value)
 
 
 def test_without_one_the_command_is_named(library, artifact):

@@ -106,7 +106,10 @@ def layers(
     from destseg_deploy.spec import ModelSpec
 
     if not isinstance(options, OrtOptions | OpenVinoOptions) or place["device"] is not None:
-        raise click.UsageError("layers are told by onnxruntime and openvino on a CPU. Use latency.")
+        raise click.UsageError(
+            f"{artifact.name}: only onnxruntime and openvino tell the times of layers, on a CPU. "
+            "Pass an .onnx and no device."
+        )
     frames = stack_frames(find_frames(images, batch), ModelSpec.read(artifact).size, batch)
     how = {"back_end": place["backend"], "options": asdict(options), "batch": batch}
     result = start_result("layers", artifact=artifact.name, **how)

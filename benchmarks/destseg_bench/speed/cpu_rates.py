@@ -1,8 +1,8 @@
 """What a CPU multiplies at best in each precision, by the libraries that run the artifacts.
 
-Chains of 3x3 convolutions of DeSTSeg's shapes, and one larger than any of them, run in ONNX Runtime
-and OpenVINO; PyTorch multiplies matrices. The fastest of all is the machine's rate in a precision:
-how near a network comes to it says what is left to gain.
+Chains of 3x3 convolutions of DeSTSeg's shapes run in ONNX Runtime and OpenVINO; PyTorch multiplies
+matrices. The fastest of all is the machine's rate in a precision: how near a network comes to it
+says what is left to gain.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from destseg_bench.timing import SETTLE, Advance, ignore, interleave
 from destseg_deploy.runtime.offline import import_onnxruntime, openvino_core
 
-SHAPES = ((64, 64), (128, 32), (256, 16), (512, 8), (256, 64))
-"""Channels, and height and width, of the convolutions; the first four are the teacher's at 256."""
+SHAPES = ((64, 64), (128, 32), (256, 16), (512, 8), (256, 32), (256, 64))
+"""Channels, and height and width, of the convolutions. The first four are the teacher's at 256 px,
+the last two the segmentation network's at 128 and at 256 px."""
 
-LAYERS = 4
+LAYERS = 8
 """Convolutions of a chain: enough that its two ends do not count."""
 
 SIDE = 1024
