@@ -11,7 +11,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Step:
         result: The JSON that it writes, copied into the outcome; None if it writes none.
         needs: Files of earlier steps; without one of them it is skipped.
         takes: Arguments that are files of earlier steps; one that is missing is left out.
+        beside: It times nothing: it is started with the step before it and runs beside that one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Step:
     result: Path | None = None
     needs: Sequence[Path] = ()
     takes: Sequence[Path] = ()
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ def run_steps(
     report: Callable[[Outcome], None] = lambda outcome: None,
     **settings: Any,
 ) -> list[Outcome]:
-    """Run steps one after another; ``gpu.json`` in the folder is written anew after each.
+    """Run steps in their order; ``gpu.json`` in the folder is written anew after each.
+
+    Those that time nothing run beside each other, since they wait for the host's cores.
 
     Args:
         steps: What to run.
@@ -101,15 +106,34 @@ def run_steps(
     result = start_result("gpu", budget=budget, **settings, complete=False, steps=[])
     # A folder that cannot be written is refused before any of the GPU's time is spent.
     write_result(folder / "gpu.json", result)
-    for step in steps:
+    for together in group_steps(steps):
         left = end - time.monotonic() - GRACE
-        outcome = run_step(step, folder, left, environment)
-        outcomes.append(outcome)
-        result["steps"].append(asdict(outcome))
-        result["complete"] = len(outcomes) == len(steps)
-        write_result(folder / "gpu.json", result)
-        report(outcome)
+        for outcome in _run_together(together, folder, left, environment):
+            outcomes.append(outcome)
+            result["steps"].append(asdict(outcome))
+            result["complete"] = len(outcomes) == len(steps)
+            write_result(folder / "gpu.json", result)
+            report(outcome)
     return outcomes
+
+
+def group_steps(steps: Sequence[Step]) -> list[list[Step]]:
+    """Put each step that runs beside the one before it into that one's group."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        if step.beside and groups:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _run_together(
+    steps: Sequence[Step], folder: Path, left: float, environment: Mapping[str, str] | None
+) -> Iterator[Outcome]:
+    """Run steps at the same time and yield their outcomes in their order."""
+    with ThreadPoolExecutor(len(steps)) as pool:
+        yield from pool.map(lambda step: run_step(step, folder, left, environment), steps)
 
 
 def run_step(

@@ -18,6 +18,7 @@ from destseg_bench.gpu_run import Step
 PROFILES = ("rehearse", "record", "full")
 
 TESTS = (
+    "tests/deploy/models/test_fused.py",
     "tests/deploy/runtime/test_contract.py",
     "tests/deploy/runtime/test_torch_gpu_runtime.py",
     "tests/deploy/runtime/cuda",
@@ -54,7 +55,7 @@ class Scale:
 
 SMALL = ("--size", "64", "--batch-size", "2", "--steps", "2,2")
 SCALES = {
-    "cuda": Scale(256, "1,8,32", 100, ("--preset", "paper"), ("--steps", "20,20"), 10),
+    "cuda": Scale(256, "1,8,32", 50, ("--preset", "paper"), ("--steps", "20,20"), 10),
     "cpu": Scale(64, "1,2", 2, SMALL, SMALL, 1),
 }
 
@@ -128,11 +129,11 @@ def _rehearsal(site: Site) -> list[Step]:
     drawn = replace(site, data=None)
     return [
         *_tests(site),
-        *_exports(drawn, model, limit=60),
+        *_exports(drawn, model, limit=90),
         _agreement(drawn, model, "agreement", limit=60),
-        _latency(drawn, model, "latency", limit=90),
-        _train(site, "short training", "0", 90, site.scale.short),
-        _training_speed(site, "short training speed", 1, 90),
+        replace(_train(site, "short training", "0", 90, site.scale.short), beside=True),
+        _latency(drawn, model, "latency", limit=180),
+        _training_speed(site, "short training speed", 90),
     ]
 
 
@@ -141,11 +142,11 @@ def _record(site: Site) -> list[Step]:
     return [
         _train(site, "training", "0", 300),
         _pack(site, trained),
-        *_exports(site, trained, limit=60),
+        *_exports(site, trained, limit=90),
         _agreement(site, trained, "agreement of the trained", limit=90),
-        _latency(site, trained, "latency compiled", "--compiled", limit=150),
-        _training_speed(site, "training speed", 3, 90),
         _table_s4(site),
+        _latency(site, trained, "latency compiled", "--compiled", limit=180),
+        _training_speed(site, "training speed", 90),
     ]
 
 
@@ -184,6 +185,7 @@ def _exports(site: Site, model: Path, *, limit: float) -> list[Step]:
             _python("destseg_export", *words, "--precision", precision),
             limit,
             needs=(model,),
+            beside=True,
         )
         for precision in ("fp32", "fp16")
     ]
@@ -216,8 +218,8 @@ def _train(site: Site, name: str, seeds: str, limit: float, how: Sequence[str] =
     return _bench(site, "accuracy", limit, *words, name=name)
 
 
-def _training_speed(site: Site, name: str, rounds: int, limit: float) -> Step:
-    words = [*site.training(), "--steps", str(site.scale.steps), "--rounds", str(rounds)]
+def _training_speed(site: Site, name: str, limit: float) -> Step:
+    words = [*site.training(), "--steps", str(site.scale.steps), "--rounds", "3"]
     words += ["--workers", str(site.workers)]
     if site.device == "cpu":
         words += ["--size", "64", "--batch-size", "2"]
@@ -231,7 +233,7 @@ def _pack(site: Site, trained: Path) -> Step:
 
 def _table_s4(site: Site) -> Step:
     words = ["--category", site.folder.name, "--data", str(site.folder.parent)]
-    words += ["--batch", site.scale.batches, "--training-rounds", "1"]
+    words += ["--batch", site.scale.batches, "--training-rounds", "1", "--system", "all"]
     words += ["--rounds", str(min(site.scale.rounds, 20))]
     if site.textures is not None:
         words += ["--textures", str(site.textures)]

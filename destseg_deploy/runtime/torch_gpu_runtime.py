@@ -1,7 +1,7 @@
 """PyTorch in half precision on a GPU, in the slots that TensorRT's runtime uses.
 
-What a user has before the first engine: the folded half network of ``models.half`` with channels
-last, one CUDA graph for each batch size, pinned memory, and two calls on their way at a time.
+What a user has before the first engine: the half network of ``models.fused`` with channels last,
+one CUDA graph for each batch size, pinned memory, and two calls on their way at a time.
 Frames are resized on the GPU. **Not run on a GPU yet.**
 """
 
@@ -212,7 +212,7 @@ class PyTorchGpuRuntime(GpuRuntime):
             gpu = open_device(device, binding="torch")
             owned.callback(gpu.close)
             place = CudaPlace(device.index)
-            graph = half_graph(model, spec, options.precision).to(place.device)
+            graph = half_graph(model, spec, options.precision, fused=True).to(place.device)
             network = TorchNetwork(
                 graph, replace(spec, precision=options.precision), place, options
             )

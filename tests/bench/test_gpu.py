@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from destseg_bench import gpu_run
 from destseg_bench.cli import bench
-from destseg_bench.gpu_run import GRACE, LEAST, Step, run_step, run_steps
+from destseg_bench.gpu_run import GRACE, LEAST, Step, group_steps, run_step, run_steps
 from destseg_bench.gpu_steps import PROFILES, TESTS, Site, list_steps
 from tests.bench.calls import refuse, succeed
 
@@ -127,6 +128,30 @@ def test_after_each_step_the_file_holds_what_is_known(tmp_path):
     assert [one["verdict"] for one in seen[-1]["steps"]] == ["OK", "NG", "skipped"]
     assert seen[-1]["profile"] == "rehearse"
     assert {"commit", "gpu", "gpu_clocks", "versions"} <= set(seen[-1]["environment"])
+
+
+def test_steps_that_time_nothing_run_beside_each_other(tmp_path):
+    """Each of two waits for what the other one writes; the third begins when both are done."""
+    wait = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.02)"
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    steps = [
+        _step(f"open({a!r}, 'w')\n{wait.format(b)}", 20),
+        _step(f"open({b!r}, 'w')\n{wait.format(a)}", 20, beside=True),
+        _step("pass", needs=(tmp_path / "a", tmp_path / "b")),
+    ]
+    assert [len(group) for group in group_steps(steps)] == [2, 1]
+    assert [one.verdict for one in run_steps(steps, tmp_path, 60)] == ["OK"] * 3
+
+
+TIME_NOTHING = ("tests", "pack", "export", "agreement", "short training")
+
+
+def test_nothing_runs_beside_what_is_timed(tmp_path):
+    for profile, device in product(PROFILES, ("cpu", "cuda")):
+        groups = group_steps(list_steps(profile, Site(tmp_path, device, tests=tmp_path)))
+        together = {step.name for group in groups if len(group) > 1 for step in group}
+        assert all(name.startswith(TIME_NOTHING) and "speed" not in name for name in together)
+        assert together
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -110,7 +110,9 @@ def test_a_checkpoint_competes_in_each_way_and_a_model_in_its_runtime(checkpoint
     found = list_contenders([checkpoint, onnx_artifact], device="cpu", compiled=True)
     names = [one.name for one in found]
     assert names[:2] == ["PyTorch reference", "PyTorch eager fp32"]
-    assert "PyTorch compiled fp32" in names
+    assert [name for name in names if "compiled" in name] == [
+        f"PyTorch compiled {'bf16' if 'PyTorch eager bf16' in names else 'fp32'}"
+    ], "the fastest precision alone"
     assert names[-1] == onnx_artifact.name
     gpu = [one.name for one in list_contenders([checkpoint], device="cuda")]
     assert {"PyTorch eager tf32", "PyTorch CUDA graph fp16, on the GPU"} <= set(gpu)

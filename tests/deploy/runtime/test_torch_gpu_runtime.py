@@ -12,8 +12,9 @@ from destseg_deploy.loading import load
 from destseg_deploy.models import half
 from destseg_deploy.options import TorchOptions
 from destseg_deploy.runtime import torch_gpu_runtime
+from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.torch_gpu_runtime import PyTorchGpuRuntime
-from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
+from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, half_graph
 from tests.deploy.runtime.ort.cases import OnGpu
 from tests.fakes.device import FakeDevice
 from tests.fakes.torch_place import HostPlace
@@ -48,10 +49,13 @@ def bench(monkeypatch):
 
 @pytest.fixture(scope="module")
 def expected(checkpoint, frames_of_module):
+    """What the fused half network answers, run by itself."""
     from destseg_deploy.models.weights import load_checkpoint
 
-    runtime = PyTorchRuntime(*load_checkpoint(checkpoint), options=TorchOptions(precision="bf16"))
-    return [runtime.infer(frames_of_module[:n]) for n in (1, 2, 3)]
+    graph = half_graph(*load_checkpoint(checkpoint), "bf16", fused=True)
+    with torch.inference_mode():
+        answers = [graph(torch.from_numpy(frames_of_module[:n])) for n in (1, 2, 3)]
+    return [Prediction(*(part.numpy() for part in answer)) for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +199,6 @@ def test_many_calls_take_no_more_memory(benign, category, frames_of_module):
         for _ in range(10):
             fast.runtime.infer(frames_of_module)
         before = torch.cuda.mem_get_info()[0]
-        for _ in range(1000):
+        for _ in range(10_000):
             fast.runtime.infer(frames_of_module)
         assert torch.cuda.mem_get_info()[0] >= before - 2**20

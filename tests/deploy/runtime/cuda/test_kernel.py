@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from destseg_deploy.data.images import read_image
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import BackendError
 from destseg_deploy.predictor import resize_map
@@ -301,25 +303,47 @@ def test_nvrtc_compiles_it():
         assert all(name.encode() in image for name in KERNELS)
 
 
+def resized_on_a_gpu(frames, order, target):
+    """Resize frames of any size with the real kernels on a real GPU, one after another."""
+    from destseg_deploy.runtime.cuda.device import open_device
+
+    with ExitStack() as owned:
+
+        def own(thing):
+            owned.callback(thing.close)
+            return thing
+
+        gpu = own(open_device("cuda:0"))
+        stream, kernels = own(gpu.stream()), own(resize_gpu.ResizeKernels(gpu))
+        pinned = own(gpu.allocate_pinned(max(frame.size for frame in frames)))
+        source, goal = own(gpu.allocate(pinned.size)), own(gpu.allocate(target[0] * target[1] * 3))
+        resize = own(resize_gpu.FrameResize(gpu, stream, target, kernels))
+        for frame in frames:
+            pinned.array[: frame.size] = frame.ravel()
+            stream.copy_in(source.pointer, pinned.array[: frame.size])
+            there = resize_gpu.FramesOnGpu(source.pointer, *frame.shape[:2], order)
+            resize(there, goal.pointer)
+            found = pinned.array[: goal.size]
+            stream.copy_out(found, goal.pointer)
+            stream.synchronize()
+            yield found.reshape(*target, 3).copy()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("order", ["RGB", "BGR", "GREY"])
 def test_a_gpu_gives_the_same_bits(order):
-    from destseg_deploy.runtime.cuda.device import open_device
-
-    gpu = open_device("cuda:0")
-    stream, kernels = gpu.stream(), resize_gpu.ResizeKernels(gpu)
-    resize = resize_gpu.FrameResize(gpu, stream, (256, 256), kernels)
-    pinned = gpu.allocate_pinned(1024 * 1024 * 3)
-    source, target = gpu.allocate(pinned.size), gpu.allocate(256 * 256 * 3)
     channels = resize_gpu.CHANNELS[order]
-    for height, width in ((1024, 1024), (700, 900), (61, 90), (33, 12000)):
-        frame = noise(1, height, width, channels)
-        pinned.array[: frame.size] = frame.ravel()
-        stream.copy_in(source.pointer, pinned.array[: frame.size])
-        resize(resize_gpu.FramesOnGpu(source.pointer, height, width, order), target.pointer)
-        found = pinned.array[: target.size]
-        stream.copy_out(found, target.pointer)
-        stream.synchronize()
-        assert (found.reshape(256, 256, 3) == expected(frame, order, (256, 256))[0]).all()
-    for owned in (resize, kernels, target, source, pinned, stream, gpu):
-        owned.close()
+    sizes = ((1024, 1024), (700, 900), (61, 90), (33, 12000))
+    frames = [noise(1, *size, channels)[0] for size in sizes]
+    for frame, found in zip(frames, resized_on_a_gpu(frames, order, (256, 256)), strict=True):
+        assert (found == expected(frame[None], order, (256, 256))[0]).all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_bits_of_real_frames(shared):
+    """Originals of 1024 px, as the host resizes them for the network."""
+    paths = sorted((shared / "datasets/mvtec_fullres").rglob("test/*/*.png"))
+    frames = [read_image(path) for path in paths]
+    assert min(frame.shape[0] for frame in frames) >= 1024
+    for frame, found in zip(frames, resized_on_a_gpu(frames, "RGB", (256, 256)), strict=True):
+        assert (found == resize_image(frame, (256, 256))).all()
