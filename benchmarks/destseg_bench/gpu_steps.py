@@ -172,7 +172,9 @@ def _tests(site: Site) -> list[Step]:
     if site.tests is None:
         return []
     files = [str(site.tests / name) for name in TESTS]
-    options = ["-m", "gpu", "-q", "-ra", "-p", "no:cacheprovider", "--rootdir", str(site.tests)]
+    # Some tests keep what they make in pytest's cache.
+    cache = f"cache_dir={site.output / 'pytest'}"
+    options = ["-m", "gpu", "-q", "-ra", "-o", cache, "--rootdir", str(site.tests)]
     return [Step("tests on the GPU", _python("pytest", *options, *files), 150)]
 
 
