@@ -200,7 +200,7 @@ def _open(path: Path, device: Device, options: Options) -> Runtime:
             "exported .onnx, which does not."
         ) from error
     if device.kind == "cuda" and options.precision != "fp32":
-        from destseg_deploy.runtime.torch_gpu_runtime import PyTorchGpuRuntime
+        from destseg_deploy.runtime.torch_gpu.runtime import PyTorchGpuRuntime
 
         return PyTorchGpuRuntime(path, device, options)
     from destseg_deploy.runtime.torch_runtime import PyTorchRuntime

@@ -18,9 +18,8 @@ from destseg_bench.gpu_run import Step
 PROFILES = ("rehearse", "record", "full")
 
 TESTS = (
-    "tests/deploy/models/test_fused.py",
     "tests/deploy/runtime/test_contract.py",
-    "tests/deploy/runtime/test_torch_gpu_runtime.py",
+    "tests/deploy/runtime/torch_gpu",
     "tests/deploy/runtime/cuda",
     "tests/deploy/runtime/ort",
     "tests/deploy/training/test_gpu.py",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from destseg_deploy.data.resize import resize_matrix
 from destseg_deploy.models.destseg import DeSTSeg, dest_map, upsample
+from destseg_deploy.models.fused import FusedDeSTSeg
 from destseg_deploy.models.tiles import TiledMap
 from destseg_deploy.spec import (
     IMAGENET_MEAN,
@@ -99,7 +100,7 @@ class InferenceGraph(nn.Module):
 
     def __init__(
         self,
-        model: DeSTSeg,
+        model: DeSTSeg | FusedDeSTSeg,
         *,
         network_size: tuple[int, int],
         input_size: tuple[int, int] | None = None,
@@ -179,7 +180,7 @@ class StudentTeacherGraph(InferenceGraph):
 
 
 def served_graph(
-    model: DeSTSeg, spec: ModelSpec, kind: type[InferenceGraph] = InferenceGraph
+    model: DeSTSeg | FusedDeSTSeg, spec: ModelSpec, kind: type[InferenceGraph] = InferenceGraph
 ) -> InferenceGraph:
     """Wrap a trained model as a spec says; the one place where a spec becomes a graph."""
     return kind(

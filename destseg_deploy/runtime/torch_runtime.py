@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
 from destseg_deploy.models.destseg import DeSTSeg
-from destseg_deploy.models.fused import fuse
 from destseg_deploy.models.half import to_half
 from destseg_deploy.models.inference import InferenceGraph, StudentTeacherGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
@@ -31,22 +30,14 @@ _RAN_IN: set[int] = set()
 """Processes in which PyTorch has computed: this one, and those that it was forked from."""
 
 
-def half_graph(
-    model: DeSTSeg, spec: ModelSpec, precision: str, *, fused: bool = False
-) -> InferenceGraph:
+def half_graph(model: DeSTSeg, spec: ModelSpec, precision: str) -> InferenceGraph:
     """Return the served graph in half precision with channels last, where half is fastest.
-
-    Args:
-        model: In float32.
-        spec: What the graph takes and gives.
-        precision: ``fp16`` or ``bf16``.
-        fused: As ``models.fused`` has it, for a GPU.
 
     Raises:
         WeightsError: If half cannot hold a weight.
     """
     half = to_half(model, precision)
-    graph = served_graph(fuse(half) if fused else half, spec)
+    graph = served_graph(half, spec)
     return graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # not in its stub
 
 

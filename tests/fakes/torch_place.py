@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from destseg_deploy.models.fused import PlainLayers
 from destseg_deploy.runtime.cuda.memory import array_at
 
 
@@ -22,6 +23,10 @@ class HostPlace:
         kind = np.dtype(kind)
         size = int(np.prod(shape)) * kind.itemsize
         return torch.from_numpy(array_at(pointer, size).view(kind).reshape(shape))
+
+    def layers(self, gpu, kind) -> PlainLayers:
+        """See ``Place.layers``."""
+        return PlainLayers(kind)
 
     def run(self, stream, work) -> None:
         """See ``Place.run``."""

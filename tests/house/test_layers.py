@@ -66,7 +66,7 @@ MAY_NEED = {
     "models": {"torch", "safetensors"},
     "runtime/torch_runtime": {"torch"},
     "runtime/offline": {"onnxruntime", "openvino", "nncf"},
-    "runtime/torch_gpu_runtime": {"torch"},
+    "runtime/torch_gpu": {"torch"},
     "runtime/cuda/torch_device": {"torch"},
     "runtime/cuda/cuda_core_device": {"cuda"},
     "runtime/cuda/pycuda_device": {"pycuda"},

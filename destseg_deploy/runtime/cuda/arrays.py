@@ -7,7 +7,7 @@ alike. An array must stay alive while its address is in use, so each keeps what 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ LETTERS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"
 """DLPack's numbers of kinds of values."""
 INTERFACE_TYPES = {"|u1": "uint8", "<f4": "float32"}
 """The interface's names of the two types used here; others are shown as they are."""
+NO_WAIT = -1
+"""The stream to name to DLPack where nothing has to be waited for."""
 ALIGNMENT = 256
 """Bytes; what TensorRT asks of every address."""
 
@@ -119,6 +121,18 @@ def check_arrays(arrays: Sequence[GpuArray], spec: ModelSpec) -> int:
     return count
 
 
+def read_arrays(given: Mapping[str, Any], gpu: Gpu, stream: int) -> list[GpuArray]:
+    """Read several arrays; see ``read_array``.
+
+    A package lets the stream wait for all that it has queued, so it is asked once.
+    """
+    arrays, waited = [], set[type]()
+    for name, array in given.items():
+        arrays.append(read_array(array, name, gpu, NO_WAIT if type(array) in waited else stream))
+        waited.add(type(array))
+    return arrays
+
+
 def read_array(source: Any, name: str, gpu: Gpu, stream: int) -> GpuArray:
     """Read where an array lies on the GPU and how.
 
@@ -210,6 +224,9 @@ def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None, step: i
 
 def _address(capsule: Any) -> int:
     """Return what a capsule holds; the capsule stays the owner and frees it in the end."""
-    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
-    read = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))
-    return int(read(capsule, b"dltensor"))
+    return int(_READ_CAPSULE(capsule, b"dltensor"))
+
+
+_READ_CAPSULE = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)

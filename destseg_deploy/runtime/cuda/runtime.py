@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.base import FramePipeline, Prediction, check_images, check_open
-from destseg_deploy.runtime.cuda.arrays import check_arrays, read_array
+from destseg_deploy.runtime.cuda.arrays import check_arrays, read_arrays
 from destseg_deploy.runtime.cuda.frames import GpuFrames
 from destseg_deploy.runtime.cuda.protocols import Gpu
 from destseg_deploy.runtime.cuda.slots import Addresses, Network, SlotPool, follow
@@ -93,8 +93,7 @@ class GpuRuntime:
         given = {"images": images, "anomaly_map": anomaly_map, "score": score}
         slot = self._pool.take()
         try:
-            handle = slot.stream.handle
-            arrays = [read_array(array, name, self.gpu, handle) for name, array in given.items()]
+            arrays = read_arrays(given, self.gpu, slot.stream.handle)
             batch = check_arrays(arrays, self.spec)
             for foreign in (stream, *(array.stream for array in arrays)):
                 if foreign is not None:

@@ -15,12 +15,14 @@ import threading
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from destseg_deploy.environment import allowed_cores
 from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.base import Prediction, check_open
 from destseg_deploy.runtime.cuda.arrays import ALIGNMENT
@@ -29,6 +31,10 @@ from destseg_deploy.spec import ModelSpec
 
 KEPT_GRAPHS = 4
 """Graphs kept for callers' own addresses: a camera's ring of a few buffers."""
+
+LARGE = 2**21
+"""Bytes from which several threads copy: one alone would take as long as the GPU computes."""
+COPIERS = 4
 
 Images = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 """uint8 (N, H, W, 3), or a sequence of (H, W, 3)."""
@@ -95,13 +101,19 @@ class Network(Protocol):
 class Slot:
     """Runs one batch at a time: ``submit``, then ``collect``; or ``run_at`` for callers' memory."""
 
-    def __init__(self, network: Network, gpu: Gpu) -> None:
+    def __init__(self, network: Network, gpu: Gpu, copiers: Executor | None = None) -> None:
         """Allocate everything for the largest batch.
+
+        Args:
+            network: What is run.
+            gpu: Where it runs.
+            copiers: Copies large batches in the host's memory; this thread alone unless given.
 
         Raises:
             BackendError: If there is not enough memory; nothing stays allocated then.
         """
         self._network, self._gpu, self._spec = network, gpu, network.spec
+        self._copiers = copiers
         spec = network.spec
         self._image_bytes = spec.size[0] * spec.size[1] * 3
         self._map_bytes = spec.map_size[0] * spec.map_size[1] * 4
@@ -145,7 +157,9 @@ class Slot:
         score = self.wait(batch)
         answer = self._answer.array[self._map_offset : self._output_bytes(batch)]
         maps = answer.view(np.float32).reshape(batch, height, width)
-        return Prediction(maps.copy(), score)
+        copied = np.empty_like(maps)
+        self._copy(copied, maps)
+        return Prediction(copied, score)
 
     def begin(self) -> None:
         """Note that work is queued from now on, so that ``settle`` waits for it."""
@@ -156,8 +170,7 @@ class Slot:
         """Copy images of the input's size to pinned memory and queue their copy to the input."""
         size = len(images) * self._image_bytes
         staged = self._staged.array[:size].reshape(len(images), *self._spec.size, 3)
-        for target, image in zip(staged, images, strict=True):
-            np.copyto(target, image)
+        self._copy(staged, images)
         self.stream.copy_in(self.addresses.images, self._staged.array[:size])
 
     def launch(self, batch: int, addresses: Addresses | None = None) -> None:
@@ -215,6 +228,12 @@ class Slot:
             with self._gpu.current():
                 owned.close()
 
+    def _copy(self, target: NDArray[Any], source: Any) -> None:
+        """Copy a batch in the host's memory, image by image."""
+        together = self._copiers if target.nbytes >= LARGE else None
+        for _ in (map if together is None else together.map)(np.copyto, target, source):
+            pass
+
     def _plan(self, batch: int, addresses: Addresses) -> Plan:
         """Return the plan of these addresses, or one for any addresses that is never recorded.
 
@@ -261,7 +280,10 @@ class SlotPool:
         """
         self._changed = threading.Condition()
         with ExitStack() as stack:
-            self.slots = [_own(stack, Slot(network, gpu)) for _ in range(count)]
+            copiers = None
+            if (threads := min(COPIERS, len(allowed_cores()))) > 1:
+                copiers = stack.enter_context(ThreadPoolExecutor(threads, "copy"))
+            self.slots = [_own(stack, Slot(network, gpu, copiers)) for _ in range(count)]
             self._owned = stack.pop_all()
         self._idle = list(self.slots)
 

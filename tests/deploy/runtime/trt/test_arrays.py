@@ -9,7 +9,7 @@ import pytest
 
 from destseg_deploy.errors import BackendError, ShapeError
 from destseg_deploy.runtime.base import Prediction
-from destseg_deploy.runtime.cuda.arrays import _Tensor, read_array
+from destseg_deploy.runtime.cuda.arrays import NO_WAIT, _Tensor, read_array
 from destseg_deploy.runtime.cuda.memory import array_at
 from tests.deploy.runtime.trt.cases import Bench, equal, frames_of, wanted
 from tests.fakes.device import FakeDevice
@@ -112,7 +112,8 @@ def test_answers_are_written_where_they_are_wanted(bench, kind):
         names = {name for name, _ in bench.gpu.calls[start:]}
         assert not names & {"copy_in", "copy_out", "copy", "allocate", "allocate_pinned"}
         if kind is DLPack:
-            assert images.asked == maps.asked == [runtime._pool.slots[0].stream.handle]
+            assert images.asked == [runtime._pool.slots[0].stream.handle]
+            assert maps.asked == score.asked == [NO_WAIT], "its package was asked already"
         for array in (images, maps, score):
             array.close()
     runtime.close()

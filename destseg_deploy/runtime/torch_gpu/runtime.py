@@ -7,6 +7,7 @@ Frames are resized on the GPU. **Not run on a GPU yet.**
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,16 +18,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from destseg_deploy.models.inference import InferenceGraph
+from destseg_deploy.errors import BackendError
+from destseg_deploy.models.fused import FusedDeSTSeg, PlainLayers
+from destseg_deploy.models.half import HALVES, to_half
+from destseg_deploy.models.inference import InferenceGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.options import CUDA, Device, TorchOptions
 from destseg_deploy.runtime.cuda.device import open_device
-from destseg_deploy.runtime.cuda.protocols import Buffer, Stream
+from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Stream
 from destseg_deploy.runtime.cuda.runtime import GpuRuntime
 from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.parity import check_runtime, parity_frames
-from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, half_graph, switched
+from destseg_deploy.runtime.torch_gpu.layers import GpuLayers
+from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, switched
 from destseg_deploy.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 SLOTS = 2
 """Calls on their way at the same time: what double buffering needs."""
@@ -44,6 +51,9 @@ class Place(Protocol):
 
     def tensor(self, pointer: int, shape: tuple[int, ...], kind: str) -> Tensor:
         """Return memory as a tensor, without a copy; ``kind`` is NumPy's, such as ``|u1``."""
+
+    def layers(self, gpu: Gpu, kind: torch.dtype) -> GpuLayers | PlainLayers:
+        """Return what computes between the convolutions in a half type."""
 
     def run(self, stream: Stream, work: Work) -> None:
         """Queue work on a stream."""
@@ -164,6 +174,18 @@ class CudaPlace:
         """See ``Place.tensor``."""
         return torch.as_tensor(_Foreign(pointer, shape, kind), device=self.device)
 
+    def layers(self, gpu: Gpu, kind: torch.dtype) -> GpuLayers | PlainLayers:
+        """See ``Place.layers``; PyTorch's own, with a warning, without a kernel compiler."""
+
+        def current() -> Stream:
+            return gpu.foreign_stream(torch.cuda.current_stream(self.device).cuda_stream)
+
+        try:
+            return GpuLayers(gpu, kind, current)
+        except BackendError as error:
+            logger.warning("PyTorch's own kernels are used, which costs time: %s", error)
+            return PlainLayers(kind)
+
     def run(self, stream: Stream, work: Work) -> None:
         """See ``Place.run``."""
         with torch.cuda.stream(self._stream(stream)):
@@ -212,7 +234,11 @@ class PyTorchGpuRuntime(GpuRuntime):
             gpu = open_device(device, binding="torch")
             owned.callback(gpu.close)
             place = CudaPlace(device.index)
-            graph = half_graph(model, spec, options.precision, fused=True).to(place.device)
+            half = to_half(model, options.precision)
+            layers = place.layers(gpu, HALVES[options.precision])
+            owned.callback(layers.close)
+            graph = served_graph(FusedDeSTSeg(half, layers), spec).to(place.device)
+            graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
             network = TorchNetwork(
                 graph, replace(spec, precision=options.precision), place, options
             )

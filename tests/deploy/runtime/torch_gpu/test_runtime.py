@@ -10,11 +10,14 @@ import torch
 from destseg_deploy.errors import BackendError, ParityError
 from destseg_deploy.loading import load
 from destseg_deploy.models import half
+from destseg_deploy.models.fused import FusedDeSTSeg, PlainLayers
+from destseg_deploy.models.half import to_half
+from destseg_deploy.models.inference import served_graph
 from destseg_deploy.options import TorchOptions
-from destseg_deploy.runtime import torch_gpu_runtime
 from destseg_deploy.runtime.base import Prediction
-from destseg_deploy.runtime.torch_gpu_runtime import PyTorchGpuRuntime
-from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, half_graph
+from destseg_deploy.runtime.torch_gpu import runtime as torch_gpu_runtime
+from destseg_deploy.runtime.torch_gpu.runtime import PyTorchGpuRuntime
+from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
 from tests.deploy.runtime.ort.cases import OnGpu
 from tests.fakes.device import FakeDevice
 from tests.fakes.torch_place import HostPlace
@@ -52,7 +55,9 @@ def expected(checkpoint, frames_of_module):
     """What the fused half network answers, run by itself."""
     from destseg_deploy.models.weights import load_checkpoint
 
-    graph = half_graph(*load_checkpoint(checkpoint), "bf16", fused=True)
+    model, spec = load_checkpoint(checkpoint)
+    fused = FusedDeSTSeg(to_half(model, "bf16"), PlainLayers(torch.bfloat16))
+    graph = served_graph(fused, spec).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         answers = [graph(torch.from_numpy(frames_of_module[:n])) for n in (1, 2, 3)]
     return [Prediction(*(part.numpy() for part in answer)) for answer in answers]
