@@ -146,8 +146,8 @@ def test_steps_that_time_nothing_run_beside_each_other(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux keeps processes to cores")
 def test_steps_beside_each_other_share_the_cores(tmp_path):
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
-    alone, *together = run_steps([_step(code), _step(code), _step(code, beside=True)], tmp_path, 60)
-    cores = [json.loads(one.output) for one in (alone, *together)]
+    steps = [Step(name, _python(code), 60, beside=name == "c") for name in "abc"]
+    cores = [json.loads(one.output) for one in run_steps(steps, tmp_path, 60)]
     assert cores[0] == sorted(os.sched_getaffinity(0)), "one alone has all, and so has this process"
     if len(cores[0]) > 1:
         assert not set(cores[1]) & set(cores[2])
