@@ -15,7 +15,7 @@ VERSION = "0.1.0"
 """This project's version, as in setup.cfg. A copy that is not installed has no package metadata."""
 
 COMMIT = "DESTSEG_COMMIT"
-"""Environment variable that names the commit, for a copy without its git repository."""
+"""Environment variable that names the commit, for a copy of the files elsewhere."""
 
 PACKAGES = (
     "numpy",
@@ -111,12 +111,14 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """Return the checkout's commit, with ``+`` when files differ from it.
 
-    The repository must hold this file, because a copy may lie inside another project's repository.
-    Without a repository, return what ``COMMIT`` names, or None.
+    What ``COMMIT`` names comes first: a copy may bring an older repository along. The repository
+    must hold this file, because a copy may lie inside another project's repository.
     """
     folder = str(Path(__file__).parent)
+    if named := os.environ.get(COMMIT):
+        return named
     if _output("git", "-C", folder, "ls-files", "--error-unmatch", __file__) is None:
-        return os.environ.get(COMMIT)
+        return None
     head = _output("git", "-C", folder, "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "-C", folder, "status", "--porcelain", "--untracked-files=no")
     return head if head is None or not changed else f"{head}+"

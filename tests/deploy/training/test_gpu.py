@@ -16,6 +16,7 @@ pytestmark = pytest.mark.gpu
 RECIPE = Recipe(size=64, batch_size=4, student_steps=12, segmentation_steps=12, rotation="full")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_step_between_two_reads_waits_for_the_gpu(category, precision):
     """Each phase reads its losses at steps 1, 11 and 12; all other steps may not synchronise."""
