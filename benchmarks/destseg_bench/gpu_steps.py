@@ -128,7 +128,7 @@ def _rehearsal(site: Site) -> list[Step]:
     drawn = replace(site, data=None)
     return [
         *_tests(site),
-        *_exports(drawn, model, limit=90),
+        *_exports(drawn, model, limit=150),
         _agreement(drawn, model, "agreement", limit=60),
         replace(_train(site, "short training", "0", 90, site.scale.short), beside=True),
         _latency(drawn, model, "latency", limit=180),
@@ -141,7 +141,7 @@ def _record(site: Site) -> list[Step]:
     return [
         _train(site, "training", "0", 300),
         _pack(site, trained),
-        *_exports(site, trained, limit=90),
+        *_exports(site, trained, limit=150),
         _agreement(site, trained, "agreement of the trained", limit=90),
         _table_s4(site),
         _latency(site, trained, "latency compiled", "--compiled", limit=180),
@@ -174,7 +174,7 @@ def _tests(site: Site) -> list[Step]:
     # Some tests keep what they make in pytest's cache.
     cache = f"cache_dir={site.output / 'pytest'}"
     options = ["-m", "gpu", "-q", "-ra", "-o", cache, "--rootdir", str(site.tests)]
-    return [Step("tests on the GPU", _python("pytest", *options, *files), 150)]
+    return [Step("tests on the GPU", _python("pytest", *options, *files), 180)]
 
 
 def _exports(site: Site, model: Path, *, limit: float) -> list[Step]:
@@ -235,6 +235,7 @@ def _pack(site: Site, trained: Path) -> Step:
 def _table_s4(site: Site) -> Step:
     words = ["--category", site.folder.name, "--data", str(site.folder.parent)]
     words += ["--batch", site.scale.batches, "--training-rounds", "1", "--system", "all"]
+    words += ["--tf32"]  # as torch does unless asked
     words += ["--rounds", str(min(site.scale.rounds, 20))]
     if site.textures is not None:
         words += ["--textures", str(site.textures)]

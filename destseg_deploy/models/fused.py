@@ -1,6 +1,6 @@
 """The half network as a GPU runs it fastest: fewer kernels, and no convolution in float32.
 
-A GPU in half precision spends half of its time on what lies between two convolutions. So each
+A GPU in half precision spends much of its time on what lies between two convolutions. So each
 convolution adds its bias and its shortcut and takes the ReLU in its own kernel, what lies between
 them is a kernel each (see ``Layers``), and the stems compute float32's answer on half precision's
 matrix units. What is float32 in ``models.half`` is computed in float32 here.

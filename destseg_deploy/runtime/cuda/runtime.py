@@ -1,7 +1,4 @@
-"""A runtime on a GPU: what TensorRT and ONNX Runtime share once they have opened a network.
-
-**Not run on a GPU yet.**
-"""
+"""A runtime on a GPU: what TensorRT, ONNX Runtime and PyTorch share once they have a network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """ONNX Runtime on a GPU: its CUDA or TensorRT provider, in the slots that TensorRT's runtime uses.
 
-**Not run on a GPU yet.**
+**The TensorRT provider was not run on a GPU yet.**
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kernels of ``layers.cu`` on tensors: what lies between the convolutions, a kernel each.
 
 PyTorch's own functions do the same in several kernels, some of them slow for channels last in half
-precision. On an H200, at 32 images of 256 x 256, they take as long as the convolutions.
+precision: on an H200, at 32 images of 256 x 256, 3 of 7.7 ms.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What a user has before the first engine: the half network of ``models.fused`` with channels last,
 one CUDA graph for each batch size, pinned memory, and two calls on their way at a time.
-Frames are resized on the GPU. **Not run on a GPU yet.**
+Frames are resized on the GPU.
 """
 
 from __future__ import annotations
