@@ -49,7 +49,7 @@ def quantize_with_nncf(
 
     Args:
         fused: The fp32 ``.onnx`` of which the artifact was made, with the fusions that ``quantize``
-            applies: ``destseg-export fuse PLAIN --without kernels-twofold``.
+            applies: ``destseg-export fuse PLAIN --for-int8``.
         int8: The artifact of ``destseg-export quantize``.
         frames: uint8 (N, H, W, 3) at the graph's input size, to calibrate on.
         output: The ``.xml`` to write; ``.bin`` and the spec are written beside it.

@@ -1,8 +1,8 @@
 """Resizes on the GPU with ``resize.cu``: frames to the input, anomaly maps to a frame's size.
 
 A frame becomes what ``data.resize.resize_image`` makes of it, to the bit; a map what ``cv2.resize``
-makes of it, up to the rounding of float32. Frames were the host's bits on an H200; maps were not run
-on a GPU. The tests run the same source and the same launches as host code.
+makes of it, up to the rounding of float32. On an H200, frames had the host's bits; **maps were not
+run on a GPU yet**. The tests run the same source and the same launches as host code.
 
 ``GpuFrames`` uses both for frames that come from the host. For a frame that lies on the GPU already
 (BGR, grey or with padded rows, such as a frame grabber writes), use ``FrameResize`` before

@@ -20,6 +20,9 @@ from destseg_export.int8.networks import NETWORKS
 @click.argument("source", type=FILE)
 @click.option("--output", type=FILE, help="File to write.  [default: SOURCE itself]")
 @click.option("--without", multiple=True, metavar="FUSION", help="Leave a fusion out; repeatable.")
+@click.option(
+    "--for-int8", is_flag=True, help="Apply only what quantize applies before it quantises."
+)
 @VERIFY_IMAGES
 @bit_depth_option
 @click.option(
@@ -33,6 +36,7 @@ def fuse_command(
     source: Path,
     output: Path | None,
     without: tuple[str, ...],
+    for_int8: bool,
     verify_images: Path | None,
     folder: Path | None,
 ) -> None:
@@ -41,20 +45,28 @@ def fuse_command(
     Prints what each fusion changed and why it left a node. When an answer moves by more than
     float32 rounding, nothing is written and the status is 1.
     """
-    from destseg_export.fusions.apply import DEFAULT, check_names, fuse_file, write_variants
+    from destseg_export.fusions.apply import (
+        DEFAULT,
+        FOR_INT8,
+        check_names,
+        fuse_file,
+        write_variants,
+    )
 
     check_names(without)
     images = images_in(verify_images)
     if folder is not None:
-        if output is not None or without:
-            raise click.UsageError("--each writes its own files: drop --output and --without.")
+        if output is not None or without or for_int8:
+            raise click.UsageError(
+                "--each writes its own files: drop --output, --without and --for-int8."
+            )
         write_variants(source, folder, images=images, report=report)
         say(f"models   {folder}")
         return
     spec, fusions = fuse_file(
         source,
         output or source,
-        names=[name for name in DEFAULT if name not in without],
+        names=[name for name in (FOR_INT8 if for_int8 else DEFAULT) if name not in without],
         images=images,
         report=report,
     )

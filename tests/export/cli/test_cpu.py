@@ -8,6 +8,7 @@ from destseg_deploy.loading import load
 from destseg_deploy.spec import Accuracy, ModelSpec, QuantizationRecord
 from destseg_export.cli.cpu import fuse_command, quantize_command
 from destseg_export.fusions import apply as fuse_file
+from destseg_export.fusions.apply import FOR_INT8
 from destseg_export.int8 import quantize
 from tests.export.fusions.cases import change_constant
 from tests.unchanged import unchanged
@@ -33,6 +34,16 @@ def test_fuse_writes_the_same_answers(onnx_artifact, fuse_arguments, frames, tmp
     assert "shortcuts" in spec.fusion.fusions
 
 
+def test_fuse_for_int8_applies_what_quantize_does(onnx_artifact, fuse_arguments, tmp_path):
+    target = tmp_path / "for-int8.onnx"
+    arguments = [*fuse_arguments, "--for-int8", "--without", "stems", "--output", str(target)]
+    result = CliRunner().invoke(fuse_command, arguments)
+    assert result.exit_code == 0, result.output
+    applied = ModelSpec.read(target).fusion.fusions
+    assert "pooled-branch" in applied
+    assert set(applied) <= set(FOR_INT8) - {"stems"}
+
+
 def test_a_fusion_that_moves_answers_writes_nothing(fuse_arguments, tmp_path, monkeypatch):
     right = fuse_file.fuse
 
@@ -53,7 +64,7 @@ def test_each_takes_no_file_of_its_own(onnx_artifact, tmp_path):
     arguments = [str(onnx_artifact), "--each", str(tmp_path / "v"), "--without", "stems"]
     result = CliRunner().invoke(fuse_command, arguments)
     assert result.exit_code == 2
-    assert "drop --output and --without" in result.output
+    assert "drop --output, --without and --for-int8" in result.output
     assert not (tmp_path / "v").exists()
 
 
