@@ -16,6 +16,7 @@ from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import CPU_BACK_ENDS, open_artifact
 from destseg_bench.speed.cpu_rates import machine_rate, measure_cpu_rates
 from destseg_bench.speed.latency import find_frames, measure_latency
+from destseg_bench.speed.torch_contenders import computes_bf16
 from destseg_bench.timing import Advance
 from destseg_deploy.evaluation.test_set import compute_metrics
 from destseg_deploy.spec import ModelSpec
@@ -53,6 +54,9 @@ def list_cpu_contenders(
         return Contender(name, artifact, spec.precision, spec.size, back_end, threads=threads)
 
     found = [one("pytorch", checkpoint, "fp32")]
+    if computes_bf16():
+        half = replace(found[0], precision="bf16", torch_way="eager")
+        found.append(replace(half, name="pytorch, bf16"))
     if compiled:
         found.append(replace(found[0], name="compiled, fp32", torch_way="compiled"))
     for back_end in CPU_BACK_ENDS:
@@ -75,7 +79,8 @@ def measure_cpu(
 ) -> dict[str, Any]:
     """Time contenders interleaved, start each in fresh processes, and score a test set with each.
 
-    torch.compile is only timed: it compiles for minutes, and computes what PyTorch does.
+    PyTorch's other ways are only timed: torch.compile compiles for minutes and computes what
+    PyTorch does, and bf16's answers are measured in OpenVINO.
 
     Args:
         contenders: The others are compared with the first.

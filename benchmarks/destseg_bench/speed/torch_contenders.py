@@ -62,12 +62,17 @@ def ways_of_torch(checkpoint: Contender, *, compiled: bool) -> list[Contender]:
     else:
         half = "bf16"
         found = [way("reference", "fp32", "reference"), way("eager fp32", "fp32")]
-        if torch.cpu._is_avx512_bf16_supported():  # torch offers no public way to ask
+        if computes_bf16():
             found.append(way("eager bf16", half))
     if compiled:  # each takes half a minute for each batch size, so the fastest precision alone
         name = half if any(one.precision == half for one in found) else "fp32"
         found.append(way(f"compiled {name}", name, "compiled"))
     return found
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16; without, PyTorch emulates it slowly."""
+    return bool(torch.cpu._is_avx512_bf16_supported())  # torch offers no public way to ask
 
 
 def torch_call(one: Contender, frames: NDArray[np.uint8]) -> Call:

@@ -36,19 +36,27 @@ EIGHT = 8
 class GpuLayers:
     """See ``models.fused.Layers``; for one GPU and one half type."""
 
-    def __init__(self, gpu: Gpu, kind: torch.dtype, stream: Callable[[], Stream]) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        kind: torch.dtype,
+        stream: Callable[[], Stream],
+        device: torch.device | None = None,
+    ) -> None:
         """Compile.
 
         Args:
             gpu: Where the tensors lie.
             kind: ``float16`` or ``bfloat16``.
             stream: Gives the stream on which PyTorch computes at that moment.
+            device: The GPU's name in PyTorch; None where tests run the kernels on the host.
 
         Raises:
             BackendError: If NVRTC is not there or refuses the source.
         """
         self.kind = kind
         self._stream = stream
+        self._device = device
         self._sides: list[torch.cuda.Stream] = []
         source = files("destseg_deploy.runtime.torch_gpu").joinpath("layers.cu").read_text("utf-8")
         options = (f"-DBFLOAT={int(kind == torch.bfloat16)}",)
@@ -114,11 +122,11 @@ class GpuLayers:
 
     def together(self, works: Sequence[Work]) -> list[Any]:
         """See ``Layers.together``: the first on the stream, each other on one of its own."""
-        if not torch.cuda.is_available():
+        if self._device is None:
             return [work() for work in works]
-        current = torch.cuda.current_stream()
+        current, new_stream = torch.cuda.current_stream(self._device), torch.cuda.Stream
         while len(self._sides) < len(works) - 1:
-            self._sides.append(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._sides.append(new_stream(self._device))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         found: list[Any] = []
         for side, work in zip(self._sides, works[1:], strict=False):
             side.wait_stream(current)

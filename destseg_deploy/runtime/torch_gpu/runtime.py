@@ -181,7 +181,7 @@ class CudaPlace:
             return gpu.foreign_stream(torch.cuda.current_stream(self.device).cuda_stream)
 
         try:
-            return GpuLayers(gpu, kind, current)
+            return GpuLayers(gpu, kind, current, self.device)
         except BackendError as error:
             logger.warning("PyTorch's own kernels are used, which costs time: %s", error)
             return PlainLayers(kind)

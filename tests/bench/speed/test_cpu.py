@@ -15,6 +15,7 @@ from destseg_bench.speed.cold_start import measure_cold_start
 from destseg_bench.speed.contenders import open_artifact
 from destseg_bench.speed.cpu import list_cpu_contenders, measure_cpu
 from destseg_bench.speed.cpu_rates import Rate
+from destseg_bench.speed.torch_contenders import computes_bf16
 from destseg_deploy.errors import BackendError
 from destseg_deploy.spec import ModelSpec
 from tests.bench.calls import succeed
@@ -51,6 +52,7 @@ def test_every_file_meets_every_back_end_that_opens_it(onnx_artifact, tmp_path):
     found = list_cpu_contenders(*files[:3], files[3:], threads=2, compiled=True)
     assert [one.name for one in found] == [
         "pytorch, fp32",
+        *(["pytorch, bf16"] if computes_bf16() else []),
         "compiled, fp32",
         *(f"onnxruntime, {note}" for note in ("plain", "fused", "a-int8")),
         *(f"openvino, {note}" for note in ("plain", "fused", "a-int8", "nncf")),
