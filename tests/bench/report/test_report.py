@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 STAGES = ("decode", "prepare", "copy in", "network", "answer", "copy out")
 RESULTS = ROOT / "benchmarks/results"
 FILES = sorted(RESULTS.glob("*.json"))
+STOPPED = {"h200-latency": "after batch 1: the GPU was lent for minutes"}
+"""Results of a run that was stopped, and why; the page says so below the table."""
 
 
 @pytest.mark.parametrize(("page", "least"), [("benchmarks/README.md", 10)])
@@ -29,7 +31,7 @@ def test_the_readmes_tables_are_those_of_the_results(page, least):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_committed_result_is_complete_and_has_tables(path):
     result = read_result(path)
-    assert result.get("complete", True)
+    assert result.get("complete", True) == (path.stem not in STOPPED)
     assert result["environment"]["command"]
     for table in tables_of(result, path.name):
         assert table.rows
