@@ -50,8 +50,11 @@ def list_cpu_contenders(
 
     def one(back_end: str, artifact: Path, note: str) -> Contender:
         spec = ModelSpec.read(artifact)
+        precision = spec.precision
+        if back_end == "openvino-bf16" and precision == "fp32":
+            precision = "bf16"  # convolutions in INT8 stay as they are
         name = f"{back_end}, {note}"
-        return Contender(name, artifact, spec.precision, spec.size, back_end, threads=threads)
+        return Contender(name, artifact, precision, spec.size, back_end, threads=threads)
 
     found = [one("pytorch", checkpoint, "fp32")]
     if computes_bf16():
@@ -111,7 +114,7 @@ def measure_cpu(
     found["rates"] = [asdict(one) for one in rates]
     for row, one in product(found["latency"], contenders):
         if row["name"] == one.name and gmac and "lowest" in row:
-            best = machine_rate(rates, _computes(one))
+            best = machine_rate(rates, one.precision)
             fastest = (
                 1e3 * row["batch"] * gmac / row["lowest"]
             )  # GMAC a second, of the fastest call
@@ -135,11 +138,6 @@ def measure_cpu(
         }
     save(found)
     return found
-
-
-def _computes(one: Contender) -> str:
-    """Return the precision of a contender's convolutions; bf16 leaves those in INT8 as they are."""
-    return "bf16" if one.back_end == "openvino-bf16" and one.precision == "fp32" else one.precision
 
 
 def _least_gmac(contenders: Sequence[Contender]) -> float | None:

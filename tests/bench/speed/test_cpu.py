@@ -59,6 +59,10 @@ def test_every_file_meets_every_back_end_that_opens_it(onnx_artifact, tmp_path):
         *(f"openvino-bf16, {note}" for note in ("plain", "fused", "a-int8", "nncf")),
     ]
     assert {one.threads for one in found} == {2}
+    # Their answers are held to the budget of the precision that computes them.
+    kinds = {one.name: one.precision for one in found if one.back_end.startswith("openvino")}
+    assert kinds["openvino, plain"] == "fp32"
+    assert kinds["openvino-bf16, plain"] == "bf16"
     names = [one.name for one in list_cpu_contenders(*files[:3], [])]
     assert "compiled, fp32" not in names
 
