@@ -84,7 +84,7 @@ if sys.platform == "win32":
 def describe_environment() -> dict[str, Any]:
     """Return command, time, commit, hardware and versions, ready for JSON."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(_without_folder(word) for word in sys.argv),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cpu": cpu_name(),
@@ -106,6 +106,11 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _without_folder(word: str) -> str:
+    """Return a word of a command; of an absolute path, which no other machine has, its name."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _commit() -> str | None:

@@ -43,6 +43,13 @@ def test_the_version_is_the_one_of_the_package():
     assert config["metadata"]["version"] == environment.VERSION
 
 
+def test_a_command_is_written_without_the_folders_of_this_machine(monkeypatch, tmp_path):
+    words = [str(tmp_path / "destseg-bench"), "latency", str(tmp_path / "a.onnx"), "--data", "x/y"]
+    monkeypatch.setattr("sys.argv", words)
+    found = environment.describe_environment()["command"]
+    assert found == "destseg-bench latency a.onnx --data x/y"
+
+
 def test_a_commit_is_passed_in_where_the_repository_did_not_come_along(monkeypatch):
     monkeypatch.setattr(environment, "_output", lambda *c: None)
     monkeypatch.setenv(environment.COMMIT, "7ba2ff6")

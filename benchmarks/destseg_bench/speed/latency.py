@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,9 @@ def _opened(
                 # Many failures, such as a lack of memory, only show in a call.
                 answers[one.name] = call()
             except (DestsegError, RuntimeError) as error:  # torch raises RuntimeError
-                skipped[one.name] = " ".join(str(error).split())[:300]
+                # Without the folder, which no other machine has.
+                reason = str(error).replace(str(one.artifact), one.artifact.name)
+                skipped[one.name] = shorten(reason, 300, placeholder=" ...")
                 continue
             calls[one.name] = call
         for name, reason in _too_far(contenders, answers).items():

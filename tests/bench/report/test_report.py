@@ -1,6 +1,7 @@
 """The tables of results: on a page with a figure, and in the READMEs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_every_committed_result_is_complete_and_has_tables(path):
     result = read_result(path)
     assert result.get("complete", True) == (path.stem not in STOPPED)
     assert result["environment"]["command"]
+    assert not re.search(r'(^|[\s"])/(work|tmp|root|home)/', path.read_text("utf-8"))
     for table in tables_of(result, path.name):
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.heads)}
