@@ -90,6 +90,23 @@ DEVICE Eight pack(const float *values)
 
 DEVICE offset this_thread() { return (offset)blockIdx.x * blockDim.x + threadIdx.x; }
 
+// Which eight channels of which pixel of which frame a thread makes.
+struct Place {
+    int eight, x, y;
+    offset pixel, frame;
+};
+
+DEVICE Place locate(offset thread, int eights, int height, int width)
+{
+    Place found;
+    found.eight = (int)(thread % eights);
+    found.pixel = thread / eights;
+    found.x = (int)(found.pixel % width);
+    found.y = (int)(found.pixel / width % height);
+    found.frame = found.pixel / width / height;
+    return found;
+}
+
 // Where bilinear interpolation with half-pixel centres reads along an axis.
 struct Taps {
     int low, high;
@@ -139,17 +156,14 @@ extern "C" __global__ void max_pool(
 {
     const offset thread = this_thread();
     if (thread >= count) return;
-    const int eight = (int)(thread % eights);
-    const offset pixel = thread / eights;
-    const int x = (int)(pixel % target_width), y = (int)(pixel / target_width % target_height);
-    const offset frame = pixel / target_width / target_height;
+    const Place at = locate(thread, eights, target_height, target_width);
     float largest[8], values[8];
     bool any = false;
-    for (int row = 2 * y - 1; row <= 2 * y + 1; ++row) {
+    for (int row = 2 * at.y - 1; row <= 2 * at.y + 1; ++row) {
         if (row < 0 || row >= height) continue;
-        for (int column = 2 * x - 1; column <= 2 * x + 1; ++column) {
+        for (int column = 2 * at.x - 1; column <= 2 * at.x + 1; ++column) {
             if (column < 0 || column >= width) continue;
-            unpack(source[((frame * height + row) * width + column) * eights + eight], values);
+            unpack(source[((at.frame * height + row) * width + column) * eights + at.eight], values);
             for (int i = 0; i < 8; ++i)
                 if (!any || values[i] > largest[i] || values[i] != values[i]) largest[i] = values[i];
             any = true;
@@ -165,16 +179,14 @@ extern "C" __global__ void upsample(
 {
     const offset thread = this_thread();
     if (thread >= count) return;
-    const int eight = (int)(thread % eights);
-    const offset pixel = thread / eights;
-    const Taps x = taps((int)(pixel % target_width), width, target_width);
-    const Taps y = taps((int)(pixel / target_width % target_height), height, target_height);
-    const offset frame = pixel / target_width / target_height * height;
+    const Place at = locate(thread, eights, target_height, target_width);
+    const Taps x = taps(at.x, width, target_width), y = taps(at.y, height, target_height);
+    const offset frame = at.frame * height;
     float a[8], b[8], c[8], d[8];
-    unpack(source[((frame + y.low) * width + x.low) * eights + eight], a);
-    unpack(source[((frame + y.low) * width + x.high) * eights + eight], b);
-    unpack(source[((frame + y.high) * width + x.low) * eights + eight], c);
-    unpack(source[((frame + y.high) * width + x.high) * eights + eight], d);
+    unpack(source[((frame + y.low) * width + x.low) * eights + at.eight], a);
+    unpack(source[((frame + y.low) * width + x.high) * eights + at.eight], b);
+    unpack(source[((frame + y.high) * width + x.low) * eights + at.eight], c);
+    unpack(source[((frame + y.high) * width + x.high) * eights + at.eight], d);
     for (int i = 0; i < 8; ++i) a[i] = blend(a[i], b[i], c[i], d[i], y, x);
     target[thread] = pack(a);
 }
@@ -215,18 +227,16 @@ extern "C" __global__ void upsample_products(
 {
     const offset thread = this_thread();
     if (thread >= count) return;
-    const int eight = (int)(thread % eights);
-    const offset pixel = thread / eights;
-    const Taps x = taps((int)(pixel % target_width), width, target_width);
-    const Taps y = taps((int)(pixel / target_width % target_height), height, target_height);
-    const offset frame = pixel / target_width / target_height * height;
-    const float *a = source + (((frame + y.low) * width + x.low) * eights + eight) * 8;
-    const float *b = source + (((frame + y.low) * width + x.high) * eights + eight) * 8;
-    const float *c = source + (((frame + y.high) * width + x.low) * eights + eight) * 8;
-    const float *d = source + (((frame + y.high) * width + x.high) * eights + eight) * 8;
+    const Place at = locate(thread, eights, target_height, target_width);
+    const Taps x = taps(at.x, width, target_width), y = taps(at.y, height, target_height);
+    const offset frame = at.frame * height;
+    const float *a = source + (((frame + y.low) * width + x.low) * eights + at.eight) * 8;
+    const float *b = source + (((frame + y.low) * width + x.high) * eights + at.eight) * 8;
+    const float *c = source + (((frame + y.high) * width + x.low) * eights + at.eight) * 8;
+    const float *d = source + (((frame + y.high) * width + x.high) * eights + at.eight) * 8;
     float made[8];
     for (int i = 0; i < 8; ++i) made[i] = blend(a[i], b[i], c[i], d[i], y, x);
-    target[pixel * total + begin + eight] = pack(made);
+    target[at.pixel * total + begin + at.eight] = pack(made);
 }
 
 // One vector for each frame (N, C), which every pixel gets, and three of (N, pixels, C): the four of

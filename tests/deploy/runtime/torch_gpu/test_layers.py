@@ -111,7 +111,7 @@ def test_a_kernel_gives_what_pytorch_gives(pair, name):
     [
         (("first[3 + i] = value - high", "first[3 + i] = 0.0f"), "split"),
         (("values[i] > largest[i]", "values[i] < largest[i]"), "pool"),
-        (("row <= 2 * y + 1", "row <= 2 * y"), "pool, odd"),
+        (("row <= 2 * at.y + 1", "row <= 2 * at.y"), "pool, odd"),
         (("+ 0.5f) - 0.5f", ")"), "upsample"),
         (("source_size - 1 ? 1 : 0", "source_size - 1 ? 0 : 0"), "upsample, odd"),
         (("-(t[i] / t_length)", "(t[i] / t_length)"), "products"),
