@@ -45,8 +45,8 @@ from destseg_export.cutting import Cut, remark_scale
 from destseg_export.frames import Frames, verification_frames
 from destseg_export.graph.epsilon import keep_epsilon
 from destseg_export.half import convert as half
-from destseg_export.half.convert import to_half
-from destseg_export.half.emulate import open_graph
+from destseg_export.half.convert import HalfReport, to_half
+from destseg_export.half.emulate import open_graph, undo
 from destseg_export.half.ranges import check_activations, measure_activations
 from destseg_export.parity import (
     BUDGETS,
@@ -159,8 +159,11 @@ def export_onnx(
     frames = verification_frames(verified.images, trained, spec.size, spec.tiles)
     reference = open_reference(model, trained, spec)
     if precision != "fp32":
-        _check_traced(proto, spec, reference, frames, output.name)
-    proto, spec = _converted(proto, spec, precision, report)
+        proto, made = to_half(proto, precision)
+        _check_unrounded(undo(proto, made.originals), spec, reference, frames, output.name)
+        spec = replace(spec, precision=precision, half=made.record())
+        _stamp_contract(proto, spec)
+        _report_half(made, report)
     with writing(output, ".onnx") as staged:
         onnx.save_model(proto, staged)
         spec = replace(spec, artifact=FileRecord(output.name, FileRecord.of(staged).sha256))
@@ -179,16 +182,16 @@ def export_onnx(
     return spec
 
 
-def _check_traced(
+def _check_unrounded(
     proto: onnx.ModelProto,
     spec: ModelSpec,
     reference: Predictor,
     frames: Frames,
     name: str,
 ) -> None:
-    """Refuse a wrong graph before it becomes half, whose rounding hides what float32's does not."""
-    with open_graph(proto, spec, emulated=False) as traced:
-        parity = compare(reference, traced, frames)
+    """Compare a half graph before its rounding, which hides what float32's does not."""
+    with open_graph(proto, spec, emulated=False) as unrounded:
+        parity = compare(reference, unrounded, frames)
     check_sight(parity, name)
     check_parity(parity, BUDGETS["fp32"], f"{name} in fp32")
 
@@ -206,23 +209,14 @@ def _check_category(checkpoint: Path, trained: ModelSpec, category: str | None) 
         )
 
 
-def _converted(
-    proto: onnx.ModelProto, spec: ModelSpec, precision: str, report: Callable[[str], None]
-) -> tuple[onnx.ModelProto, ModelSpec]:
-    """Bring a traced graph, and its spec, to the precision."""
-    if precision == "fp32":
-        return proto, spec
-    proto, made = to_half(proto, precision)
-    spec = replace(spec, precision=precision, half=made.record())
-    _stamp_contract(proto, spec)
+def _report_half(made: HalfReport, report: Callable[[str], None]) -> None:
     for line in made.lines():
         report(line)
-    if precision not in RUN_BY_CPU:
+    if made.precision not in RUN_BY_CPU:
         report(
-            f"{precision} runs on NVIDIA GPUs, as an .engine or in ONNX Runtime with --device "
+            f"{made.precision} runs on NVIDIA GPUs, as an .engine or in ONNX Runtime with --device "
             "cuda; ONNX Runtime's CPU provider cannot open it"
         )
-    return proto, spec
 
 
 def _check_range(

@@ -320,13 +320,34 @@ def test_a_half_graph_beyond_its_budget_leaves_nothing(
 def test_a_wrong_graph_is_refused_before_half_hides_it(
     checkpoint, onnx_artifact, loose, tmp_path, monkeypatch
 ):
-    """The traced graph is compared in fp32, where a layer times 1.02 is seen by far."""
+    """The graph is compared in fp32, where a layer times 1.02 is seen by far."""
     wrong = onnx.load(onnx_artifact)
     MUTANTS["layer 0.55 x 1.02"](wrong)
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: wrong)
     target = tmp_path / "cable-fp16.onnx"
     with pytest.raises(ParityError, match=r"cable-fp16\.onnx in fp32: differs from PyTorch"):
         to_onnx.export_onnx(checkpoint, target, options=FP16, verification=loose)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mutant", "error", "words"),
+    [
+        ("layer 0.55 x 1.02", ExportError, "half values are not the nearest"),
+        ("a pixel", ParityError, r"cable-fp16\.onnx in fp32: differs from PyTorch"),
+    ],
+)
+def test_a_wrong_conversion_is_refused_though_half_would_hide_it(
+    checkpoint, onnx_artifact, loose, tmp_path, monkeypatch, mutant, error, words
+):
+    proto, made = half.to_half(onnx.load(onnx_artifact), "fp16")
+    MUTANTS[mutant](proto)
+    monkeypatch.setattr(to_onnx, "to_half", lambda traced, precision: (proto, made))
+    monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: onnx.load(onnx_artifact))
+    with pytest.raises(error, match=words):
+        to_onnx.export_onnx(
+            checkpoint, tmp_path / "cable-fp16.onnx", options=FP16, verification=loose
+        )
     assert list(tmp_path.iterdir()) == []
 
 

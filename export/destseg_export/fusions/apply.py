@@ -82,9 +82,9 @@ FOR_INT8 = (
 
 The others save arithmetic, which costs little in INT8, and put products of matrices and sums in
 float32 among the quantised layers, so that tensors change type and layout there. With them, a model
-takes 1.37 times as long in OpenVINO on an Intel with AMX, and as long, within the noise, on the same
-machine kept to AVX-512 VNNI or AVX VNNI, in ONNX Runtime too. On an AMD with VNNI it takes 1.03 to
-1.1 times as long in OpenVINO and 1.12 times in ONNX Runtime."""
+takes 1.37 times as long in OpenVINO on an Intel with AMX, and as long, within the noise, on the
+same machine kept to AVX-512 VNNI or AVX VNNI, in ONNX Runtime too. On an AMD with VNNI it takes
+1.03 to 1.1 times as long in OpenVINO and 1.12 times in ONNX Runtime."""
 
 
 @dataclass(frozen=True)

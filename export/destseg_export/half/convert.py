@@ -12,11 +12,13 @@ them is worth. Casts stand only at their borders.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from destseg_deploy.errors import ExportError
@@ -70,6 +72,7 @@ class HalfReport:
         islands: Part that stayed FP32 -> names of its nodes.
         casts: Casts inserted.
         weights: The constants that were rounded, and how they fitted.
+        originals: Name of each of them -> its float32 values before.
     """
 
     precision: str
@@ -78,6 +81,7 @@ class HalfReport:
     islands: dict[str, tuple[str, ...]]
     casts: int
     weights: tuple[WeightRange, ...]
+    originals: Mapping[str, NDArray[np.float32]] = field(repr=False)
 
     def lines(self) -> list[str]:
         """Return the report in words, a line for each thing."""
@@ -157,6 +161,7 @@ def to_half(
         {p: tuple(name for part, name, _ in named if part == p) for p in ISLANDS if p in islands},
         made.casts,
         weights,
+        made.rounded,
     )
 
 

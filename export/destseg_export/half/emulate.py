@@ -14,7 +14,7 @@ ONNX parser makes of it, and the square is where half overflows.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from destseg_deploy.errors import ExportError
 from destseg_deploy.options import OrtOptions
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.ort.runtime import OrtRuntime
@@ -52,6 +54,43 @@ def emulate(proto: onnx.ModelProto, *, rounded: bool = True) -> onnx.ModelProto:
         if node is not None and kind is not None and rounded:
             _store(node, value, kind)
     return ir.to_proto(model)
+
+
+def undo(proto: onnx.ModelProto, originals: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """Return the float32 graph that a half graph was before it was rounded.
+
+    It must answer as closely as any float32 graph, so it shows every mistake of the conversion that
+    the half graph's own answers hide behind their rounding.
+
+    Args:
+        proto: A graph of ``to_half``, or a broken one; it stays as it is.
+        originals: Name of each constant that was rounded -> its float32 values.
+
+    Raises:
+        ExportError: If the half constants are not the nearest to the originals, or not the same.
+    """
+    model = open_model(proto)
+    halves = {str(v.name): v for v in half_values(model) if v.const_value is not None}
+    if astray := sorted(halves.keys() ^ originals.keys()):
+        raise ExportError(
+            f"{astray[0]}: the conversion rounded {len(originals)} constants, and the half graph "
+            f"has {len(halves)}, but this one is only among one of them. Export in fp32, and "
+            "report this."
+        )
+    for name, value in halves.items():
+        assert value.const_value is not None  # as chosen above
+        assert value.dtype is not None
+        nearest = originals[name].astype(value.dtype.numpy())
+        if not np.array_equal(value.const_value.numpy(), nearest):
+            raise ExportError(
+                f"{name}: its half values are not the nearest to its float32 values. Export in "
+                "fp32, and report this."
+            )
+    graph = emulate(proto, rounded=False)
+    for tensor in graph.graph.initializer:
+        if tensor.name in originals:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(originals[tensor.name], tensor.name))
+    return graph
 
 
 def _split_lengths(model: ir.Model) -> None:

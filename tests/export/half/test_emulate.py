@@ -6,11 +6,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from destseg_deploy.errors import ExportError
+from destseg_deploy.spec import ModelSpec
 from destseg_export.graph.edit import open_model
 from destseg_export.half.convert import to_half
-from destseg_export.half.emulate import emulate, open_graph
+from destseg_export.half.emulate import emulate, open_graph, undo
 from destseg_export.half.retype import half_values, round_to_half
-from tests.export.half.cases import types
+from tests.export.half.cases import types, with_opset
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 PRECISIONS = sorted(HALF)
@@ -120,3 +122,30 @@ def test_a_graph_is_run_and_its_file_is_gone(onnx_artifact, frames):
         folder = predictor.spec
     assert found.anomaly_map.shape == (3, 64, 64)
     assert folder.artifact.file == spec.artifact.file
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_half_graph_answers_as_before_when_its_rounding_is_undone(
+    onnx_artifact, frames, precision
+):
+    proto = with_opset(onnx.load(onnx_artifact), 22)
+    made, report = to_half(proto, precision)
+    spec = ModelSpec.read(onnx_artifact)
+    found = []
+    for graph in (proto, undo(made, report.originals), emulate(made, rounded=False)):
+        with open_graph(graph, spec, emulated=False) as predictor:
+            found.append(predictor(frames).anomaly_map)
+    wanted, undone, rounded = found
+    np.testing.assert_allclose(undone, wanted, atol=1e-5)
+    assert np.abs(rounded - wanted).max() > 1e-3, "control: the weights alone, rounded"
+
+
+def test_a_constant_that_is_not_the_nearest_half_or_is_missing_is_refused(onnx_artifact):
+    made, report = to_half(onnx.load(onnx_artifact), "fp16")
+    name, value = next(iter(report.originals.items()))
+    for originals in (
+        {**report.originals, name: value * 1.01},
+        {**report.originals, "more": value},
+    ):
+        with pytest.raises(ExportError, match=rf"^({name}|more): "):
+            undo(made, originals)
