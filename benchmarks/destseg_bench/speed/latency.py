@@ -18,9 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import open_contender
-from destseg_bench.timing import SETTLE, Advance, Call, ignore, interleave, summarize_timing
+from destseg_bench.timing import (
+    SETTLE,
+    Advance,
+    Call,
+    Contender,
+    ignore,
+    interleave,
+    summarize_timing,
+)
 from destseg_deploy.data.finding import expand
 from destseg_deploy.data.images import read_image
 from destseg_deploy.data.resize import resize_image
