@@ -9,8 +9,7 @@ import click
 
 from destseg_bench.results import start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress
-from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option, known_device
-from destseg_deploy.cli.training_options import counts
+from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option, counts, known_device
 from destseg_deploy.errors import BackendError
 
 BATCHES = click.option(
