@@ -2,9 +2,9 @@
 
 import base64
 import json
-from pathlib import Path
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -71,13 +71,13 @@ def latency(
     from destseg_bench.speed.latency import find_frames, measure_latency
     from destseg_bench.timing import SETTLE
 
-    contenders = list_contenders(artifacts, device=device, threads=threads, compiled=compiled)
-    frames = find_frames(images, max(batches))
     on_gpu = device.startswith("cuda")
     protocol["settle"] = 0.0 if on_gpu else SETTLE  # a GPU's clock falls in a rest
     order = {"order": "interleaved, shifted by one each round"}
     result = start_result("latency", device=device, protocol={**protocol, **order}, complete=False)
     result["rows"] = []
+    contenders = list_contenders(artifacts, device=device, threads=threads, compiled=compiled)
+    frames = find_frames(images, max(batches))
     if rates or on_gpu:
         result["rates"] = _rates(device)
     with progress("timing") as advance:

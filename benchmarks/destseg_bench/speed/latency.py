@@ -24,6 +24,7 @@ from destseg_bench.timing import (
     Advance,
     Call,
     Contender,
+    Timing,
     ignore,
     interleave,
     summarize_timing,
@@ -77,7 +78,8 @@ def measure_latency(
         ):
             shared = {name: _together(call, together, pool) for name, call in calls.items()}
             seconds = interleave(shared, rounds=rounds, warmup=warmup, settle=settle, report=report)
-        yield _rows(contenders, batch, together, seconds, skipped)
+            timings = {name: summarize_timing(times) for name, times in seconds.items()}
+        yield _rows(contenders, batch, together, timings, skipped)
 
 
 def find_frames(folder: Path, count: int) -> list[Path]:
@@ -176,10 +178,9 @@ def _rows(
     contenders: Sequence[Contender],
     batch: int,
     streams: int,
-    seconds: dict[str, list[float]],
+    timings: dict[str, Timing],
     skipped: dict[str, str],
 ) -> list[dict[str, Any]]:
-    timings = {name: summarize_timing(times) for name, times in seconds.items()}
     rows = []
     for one in contenders:
         row: dict[str, Any] = {
