@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from destseg_deploy.data.datasets import DataSet
 from destseg_deploy.errors import MetricError
 from destseg_deploy.evaluation.metrics import f1_max
-from destseg_deploy.evaluation.test_set import score_images, score_test_set
+from destseg_deploy.evaluation.test_set import score_test_set
 from destseg_deploy.locks import locked
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import BY_HAND, ModelSpec, Threshold, with_own_threshold
@@ -75,6 +75,25 @@ def measure_normal(
     """
     scores, peaks = score_images(predictor, [Path(image) for image in images], report=report)
     return from_normal(scores, peaks, rate)
+
+
+def score_images(
+    predictor: Predictor,
+    images: Sequence[Path],
+    *,
+    report: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Score image files: the scores and the largest map value of each, float32 (N,) both.
+
+    Raises:
+        DataError: If an image cannot be read.
+    """
+    scores, peaks = [], []
+    for prediction in predictor.stream(map(predictor.read, images)):
+        scores.append(prediction.score[0])
+        peaks.append(prediction.anomaly_map.max())
+        report(len(scores), len(images), images[len(scores) - 1].name)
+    return np.array(scores, np.float32), np.array(peaks, np.float32)
 
 
 def measure_labelled(

@@ -119,6 +119,13 @@ def onnx_artifact(checkpoint, tmp_path_factory, pytestconfig) -> Path:
     return folder / "cable-fp32.onnx"
 
 
+@pytest.fixture
+def artifact(onnx_artifact, tmp_path) -> Path:
+    """A copy of the exported model, which is one test's alone."""
+    shutil.copytree(onnx_artifact.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / onnx_artifact.name
+
+
 @pytest.fixture(scope="session")
 def tiled_artifact(checkpoint, tmp_path_factory, pytestconfig) -> Path:
     """The checkpoint exported for frames of 90 x 108 at scale 0.9: two tiles by two, and a region.

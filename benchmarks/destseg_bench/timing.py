@@ -1,4 +1,4 @@
-"""How contenders are timed: in turns, so that whatever slows the machine down slows all of them.
+"""Contenders, timed in turns, so that whatever slows the machine down slows all of them.
 
 Every contender is warmed up first. Then, round after round, each makes one call, in an order that
 shifts by one from round to round. A clock that slows down, or another program that wakes up, then
@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from destseg_deploy.errors import BackendError
+from destseg_deploy.options import Options
 
 Call = Callable[[], object]
 
@@ -28,6 +30,42 @@ turns on two cores answered in 180 ms without a rest, and in 144 ms with one of 
 
 def ignore(done: int, total: int, name: str) -> None:
     """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run one artifact.
+
+    Attributes:
+        name: What tables call it; unique among those timed together.
+        artifact: The file.
+        precision: What it computes in.
+        size: Height and width of its frames.
+        back_end: Key of ``speed.contenders.CPU_BACK_ENDS``; empty for the one that the artifact's
+            suffix names.
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``.
+        threads: Threads within an operator, of the back ends that take it; 0 for their choice.
+        torch_way: How PyTorch runs the checkpoint outside its runtime: ``reference``, ``eager``
+            or ``compiled``, see ``speed.torch_contenders``. Empty for the runtime.
+        origin: ``host`` or ``device``, see ``speed.contenders``.
+        options: How its back end runs it; None for what ``back_end`` or the suffix says.
+    """
+
+    name: str
+    artifact: Path
+    precision: str
+    size: tuple[int, int]
+    back_end: str = ""
+    device: str = "cpu"
+    threads: int = 0
+    torch_way: str = ""
+    origin: str = "host"
+    options: Options | None = None
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether calls may run at the same time; not where they share one buffer on the GPU."""
+        return self.origin == "host"
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,27 @@ def _read_numbers(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> tuple[int, ...] | None:
     """Read numbers with commas between them."""
-    parts = [] if value is None else value.split(",")
+    return None if value is None else _whole_numbers(value, "whole numbers, such as 2,3")
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the numbers of ``0,1,2``, or refuse them as a usage error."""
+    found = () if value is None else _whole_numbers(value, "whole numbers such as 0,1,2")
+    if len(set(found)) < len(found):
+        raise click.BadParameter(f"{value!r}: a number is there twice.")
+    return found
+
+
+def counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the numbers of ``1,8``, each at least 1, or refuse them as a usage error."""
+    found = numbers(ctx, param, value)
+    if not found or min(found) < 1:
+        raise click.BadParameter(f"{value!r}: expected numbers of at least 1, such as 1,8.")
+    return found
+
+
+def _whole_numbers(value: str, expected: str) -> tuple[int, ...]:
+    parts = value.split(",")
     if not all(is_number(part.strip()) for part in parts):
-        raise click.BadParameter(f"{value!r}: expected whole numbers, such as 2,3.")
-    return None if value is None else tuple(map(int, parts))
+        raise click.BadParameter(f"{value!r}: expected {expected}.")
+    return tuple(map(int, parts))

@@ -3,7 +3,7 @@
 DeSTSeg is trained on normal images only; its anomalies are made here (paper, section 3.1;
 rotations: supplement, section A). ``draw`` makes every random choice of a sample with one
 generator. ``synthesize`` applies the choices to one image, as the reference does;
-``training/synthesis_torch.py`` applies them to a batch on the training device.
+``training/batches.py`` applies them to a batch on the training device.
 """
 
 from __future__ import annotations

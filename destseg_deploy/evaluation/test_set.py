@@ -172,25 +172,6 @@ class Evaluation:
         return asdict(self)
 
 
-def score_images(
-    predictor: Predictor,
-    images: Sequence[Path],
-    *,
-    report: Callable[[int, int, str], None] = lambda done, total, name: None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Score image files: the scores and the largest map value of each, float32 (N,) both.
-
-    Raises:
-        DataError: If an image cannot be read.
-    """
-    scores, peaks = [], []
-    for prediction in predictor.stream(map(predictor.read, images)):
-        scores.append(prediction.score[0])
-        peaks.append(prediction.anomaly_map.max())
-        report(len(scores), len(images), images[len(scores) - 1].name)
-    return np.array(scores, np.float32), np.array(peaks, np.float32)
-
-
 def score_test_set(
     predictor: Predictor,
     data: Path | str | DataSet,

@@ -44,6 +44,15 @@ class RegionSpec:
         return rectangle if self.mask is None else f"a mask in {rectangle}"
 
     @classmethod
+    def named(cls, text: str) -> RegionSpec | Path:
+        """Read ``x,y,width,height`` as a rectangle, and a text without commas as a mask's path.
+
+        Raises:
+            SpecError: If a text with a comma is no rectangle.
+        """
+        return cls.parse(text) if "," in text else Path(text)
+
+    @classmethod
     def parse(cls, text: str) -> RegionSpec:
         """Read ``x,y,width,height``.
 

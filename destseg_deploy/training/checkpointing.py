@@ -1,4 +1,6 @@
-"""What earlier calls of the same run left: a finished checkpoint, or the state to continue from.
+"""The files of a run: what earlier calls of it left, and what it writes beside its checkpoint.
+
+Earlier calls left a finished checkpoint, or the state to continue from.
 
 Every sample depends on its number alone. So the weights, the optimiser's momentum, the state of the
 loss scaling and the step are all that a run needs to continue, and a continued run ends with the
@@ -7,6 +9,7 @@ same bits as an uninterrupted one.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -23,15 +26,19 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from destseg_deploy.errors import DestsegError, TrainingError
-from destseg_deploy.files import replacing, reserve
+from destseg_deploy.errors import DestsegError, SpecError, TrainingError
+from destseg_deploy.files import refuse_others, replacing, reserve
 from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.models.destseg import DeSTSeg
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.training.precision import Precision
+from destseg_deploy.training.recipe import Recipe, phases
 
 Identity = dict[str, Any]
 """All that decides what a run computes, as plain JSON values."""
+
+HEADER = ("step", "phase", "loss")
+"""Columns of the table of losses."""
 
 
 @dataclass
@@ -138,6 +145,33 @@ class RunFiles:
             if self.read_state() is not None:
                 self.remove_state()
         return spec
+
+    def replaced(self, source: Path, *, restart: bool) -> str:
+        """Return what a finished checkpoint of other options loses; empty if nothing.
+
+        Args:
+            source: The data that this run is trained on.
+            restart: Allow to replace the checkpoint of another product.
+
+        Raises:
+            TrainingError: If it was trained on another folder.
+        """
+        try:
+            old = ModelSpec.read(self.checkpoint)
+        except SpecError:
+            return ""
+        before = old.training.data if old.training else ""
+        if before and Path(before).resolve() != source.resolve() and not restart:
+            raise TrainingError(
+                f"{self.checkpoint}: trained on {before}, and a training on {source} would replace "
+                "it. Choose another --output, or pass --restart to replace it."
+            )
+        if old.threshold is None:
+            return ""
+        return (
+            f"{self.checkpoint}: will be replaced, with its threshold {old.threshold.score:.6f} "
+            f"({old.threshold.rule})"
+        )
 
     def write_state(self, state: RunState) -> None:
         """Save the state. A kill at any moment leaves either the old or the new file, complete.
@@ -293,3 +327,40 @@ def _difference(then: Identity, now: Identity) -> str:
         if a.get(name) != b.get(name):
             return f"{name} {a.get(name)!s:.40}, now {b.get(name)!s:.40}"
     return ""
+
+
+def check_losses(checkpoint: Path) -> None:
+    """Refuse to replace a table that ``write_losses`` did not write.
+
+    Raises:
+        OutputError: If there is one.
+    """
+    refuse_others([_losses_of(checkpoint)], _is_losses)
+
+
+def _losses_of(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.stem}-losses.csv")
+
+
+def _is_losses(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.readline(100).rstrip() == ",".join(HEADER).encode()
+    except OSError:
+        return False
+
+
+def write_losses(checkpoint: Path, recipe: Recipe, losses: NDArray[np.float32]) -> None:
+    """Write the loss of every step to ``<name>-losses.csv`` beside the checkpoint.
+
+    Columns: ``step`` from 1 on, ``phase``, ``loss``.
+    """
+    with (
+        replacing(_losses_of(checkpoint)) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        for phase in phases(recipe):
+            for step in range(phase.start, phase.stop):
+                writer.writerow((step + 1, phase.name, f"{losses[step]:.6g}"))

@@ -1,67 +1,23 @@
-"""Records of a run for the user: the loss of every step, and TensorBoard's curves and pictures."""
+"""TensorBoard's curves and pictures of a run."""
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from destseg_deploy.errors import BackendError
-from destseg_deploy.files import refuse_others, replacing
+from destseg_deploy.training.batches import Batch
 from destseg_deploy.training.checkpointing import RunState
-from destseg_deploy.training.recipe import Phase, Recipe, phases
-from destseg_deploy.training.synthesis_torch import Batch
+from destseg_deploy.training.recipe import Phase
 
 PICTURE_EVERY = 200
 """Steps between two pictures."""
 PICTURES = 6
 """Samples of a batch that a picture shows at most."""
-
-
-HEADER = ("step", "phase", "loss")
-
-
-def check_losses(checkpoint: Path) -> None:
-    """Refuse to replace a table that ``write_losses`` did not write.
-
-    Raises:
-        OutputError: If there is one.
-    """
-    refuse_others([_losses_of(checkpoint)], _is_losses)
-
-
-def _losses_of(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f"{checkpoint.stem}-losses.csv")
-
-
-def _is_losses(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.readline(100).rstrip() == ",".join(HEADER).encode()
-    except OSError:
-        return False
-
-
-def write_losses(checkpoint: Path, recipe: Recipe, losses: NDArray[np.float32]) -> None:
-    """Write the loss of every step to ``<name>-losses.csv`` beside the checkpoint.
-
-    Columns: ``step`` from 1 on, ``phase``, ``loss``.
-    """
-    with (
-        replacing(_losses_of(checkpoint)) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        for phase in phases(recipe):
-            for step in range(phase.start, phase.stop):
-                writer.writerow((step + 1, phase.name, f"{losses[step]:.6g}"))
 
 
 class TensorBoardLog:

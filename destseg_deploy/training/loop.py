@@ -1,4 +1,9 @@
-"""The training loop over both phases. It waits for the device only every ten steps."""
+"""The training loop: losses, steps and optimisers of both phases, and the loop over them.
+
+It waits for the device only every ten steps. Losses: paper, section 3; rates: supplement, section
+A. ``LeanSteps`` computes only what a gradient needs; ``literal.LiteralSteps`` computes all that the
+reference computes. Both give the same gradients (``tests/deploy/training/test_steps.py``).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,19 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.optim import SGD
 
 from destseg_deploy.errors import TrainingError
-from destseg_deploy.models.destseg import DeSTSeg
+from destseg_deploy.models.destseg import DeSTSeg, cosine_distances, upsample
 from destseg_deploy.models.inference import imagenet_statistics, normalize_pixels
+from destseg_deploy.training.batches import Batch
 from destseg_deploy.training.checkpointing import (
     RunState,
     capture,
@@ -22,11 +31,8 @@ from destseg_deploy.training.checkpointing import (
     restore_momentum,
 )
 from destseg_deploy.training.logs import TensorBoardLog
-from destseg_deploy.training.precision import Precision, tuned_convolutions
+from destseg_deploy.training.precision import Precision, computing_with, tuned_convolutions
 from destseg_deploy.training.recipe import Phase, Recipe, phases, rate_factor
-from destseg_deploy.training.steps import LeanSteps, LiteralSteps, Steps, make_optimizer
-from destseg_deploy.training.synthesis_torch import Batch
-from destseg_deploy.training.threads import computing_with
 
 READ_EVERY = 10
 """Steps between two reads of the loss. Each read waits for the device."""
@@ -74,11 +80,109 @@ class Observers:
 SILENT = Observers()
 
 
+def student_loss(teacher: list[Tensor], student: list[Tensor]) -> Tensor:
+    """Return the loss of phase one: 1 - cos, averaged over pixels, summed over levels and images.
+
+    The sum over the batch ties the learning rate to the batch size, as in the reference.
+
+    Args:
+        teacher: Unit-length features of the clean images, three levels of (N, C, h, w).
+        student: Those of the corrupted images.
+    """
+    distances = cosine_distances(teacher, student)
+    return torch.stack([d.mean(dim=(1, 2, 3)).sum() for d in distances]).sum()
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Return the loss of phase two: focal loss plus L1, both averaged over all pixels.
+
+    It is computed from logits, so that a pixel that is wrong by far keeps its gradient. From
+    probabilities, the logarithm must be cut somewhere (the reference cuts it at -100), and float32
+    holds no probability between 1 - 6e-8 and 1.
+
+    Args:
+        logits: float (N, 1, h, w); their sigmoid is the segmentation.
+        mask: float (N, 1, H, W) of 0 and 1; resized to (h, w) and cut at one half.
+        gamma: Exponent of the focal loss. There are no class weights.
+    """
+    anomalous = upsample(mask, logits.shape[-2:]) >= 0.5
+    right = torch.where(anomalous, logits, -logits)  # log-odds of the right answer
+    wrong = torch.sigmoid(-right)  # the distance from the right answer: 1 - p, and |p - target|
+    focal = -(wrong**gamma) * functional.logsigmoid(right)
+    return focal.mean() + wrong.mean()
+
+
+class Steps(Protocol):
+    """How a phase prepares the networks and computes a loss."""
+
+    order: torch.memory_format
+    """Memory order of weights and images."""
+
+    def enter(self, net: DeSTSeg, phase: str) -> None:
+        """Set modes and gradients of the networks for ``student`` or ``segmentation``."""
+
+    def loss(self, net: DeSTSeg, phase: str, image: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            net: The networks.
+            phase: ``student`` or ``segmentation``.
+            image: The corrupted images, float (N, 3, H, W), ImageNet-normalised.
+            clean: The same images without the anomaly.
+            mask: float (N, 1, H, W) of 0 and 1: the anomaly.
+        """
+
+
+class LeanSteps:
+    """Computes only what contributes a gradient.
+
+    Phase one runs no segmentation network and the teacher once. Phase two computes no gradient
+    through the student.
+    """
+
+    order = torch.channels_last
+    """Faster in convolutions."""
+
+    def __init__(self, gamma: float) -> None:
+        """Take the exponent of the focal loss."""
+        self.gamma = gamma
+
+    def enter(self, net: DeSTSeg, phase: str) -> None:
+        """Train one network; the other one keeps its weights and BatchNorm statistics."""
+        student = phase == "student"
+        net.student_net.train(student).requires_grad_(student)
+        net.segmentation_net.train(not student).requires_grad_(not student)
+
+    def loss(self, net: DeSTSeg, phase: str, image: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of a batch; see ``Steps``."""
+        if phase == "student":
+            return student_loss(*net.features(image, clean))
+        with torch.no_grad():
+            teacher, student = net.features(image)
+        return segmentation_loss(net.segment(teacher, student, logits=True), mask, self.gamma)
+
+
+def make_optimizer(net: DeSTSeg, recipe: Recipe, phase: Phase) -> SGD:
+    """Return the optimiser of a phase's network, at the recipe's rates (supplement, section A)."""
+    sgd = partial(SGD, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    if phase.name == "student":
+        return sgd(net.student_net.parameters(), recipe.student_lr)
+    groups = [
+        {"params": net.segmentation_net.res.parameters(), "lr": recipe.res_lr},
+        {"params": net.segmentation_net.head.parameters(), "lr": recipe.head_lr},
+    ]
+    return sgd(groups, recipe.head_lr)
+
+
 class Loop:
     """Trains a model through both phases, from any step."""
 
     def __init__(
-        self, model: DeSTSeg, recipe: Recipe, precision: Precision, *, literal: bool = False
+        self,
+        model: DeSTSeg,
+        recipe: Recipe,
+        precision: Precision,
+        steps: Callable[[float], Steps] = LeanSteps,
     ) -> None:
         """Move the model to the device of the precision.
 
@@ -86,14 +190,13 @@ class Loop:
             model: Trained in place.
             recipe: The schedule.
             precision: Precision and device.
-            literal: Do each step as the reference does; see ``steps.LiteralSteps``.
+            steps: How to do each step; takes the exponent of the focal loss.
         """
         self.model = model.to(precision.device)
         self.recipe = recipe
         self.precision = precision
-        self.steps: Steps = (LiteralSteps if literal else LeanSteps)(recipe.gamma)
-        # Convolutions are faster in channels-last order; the reference uses the default order.
-        self.order = torch.contiguous_format if literal else torch.channels_last
+        self.steps = steps(recipe.gamma)
+        self.order = self.steps.order
         model.to(memory_format=self.order)  # type: ignore[call-overload]  # not in its stub
         self._statistics = imagenet_statistics(precision.device)
 

@@ -1,4 +1,4 @@
-"""Device and precision of a training: autocast, loss scaling, ``torch.compile``."""
+"""What a training computes with: device, precision, CPU threads, ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -66,6 +66,25 @@ class Precision:
         enabled = self.name != "fp32"
         kind = _TYPES[self.name] if enabled else None
         return torch.autocast(self.device.type, kind, enabled=enabled)
+
+
+def pick_threads(count: int) -> int:
+    """Return the number of threads that was asked for; for 0, PyTorch's in this process."""
+    return count or torch.get_num_threads()
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Compute with a number of CPU threads; 0 changes nothing.
+
+    Sums are split among them, so another number rounds otherwise.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -106,7 +106,9 @@ def find_view(paths: Sequence[Path], recipe: Recipe, region: str | None = None) 
     if recipe.tiling is None and region is None:
         return View(network)
     frame = _common_size(paths)
-    found = None if region is None else read_region(region, frame)
+    found = None if region is None else RegionSpec.named(region)
+    if isinstance(found, Path):
+        found = RegionSpec.read_mask(found, frame)
     view = View(network, frame, recipe.tiling, found)
     if view.tiling is not None:
         view.tiling.check(frame, network, str(paths[0].parent))
@@ -114,15 +116,6 @@ def find_view(paths: Sequence[Path], recipe: Recipe, region: str | None = None) 
         grid = view.grid
         found.check(frame, grid.working if grid else network, default_top_k(*network), "region")
     return view
-
-
-def read_region(text: str, frame: Size) -> RegionSpec:
-    """Read ``x,y,width,height``, or the mask in a PNG file of the frame's size.
-
-    Raises:
-        SpecError: If it is neither.
-    """
-    return RegionSpec.parse(text) if "," in text else RegionSpec.read_mask(Path(text), frame)
 
 
 def _common_size(paths: Sequence[Path]) -> Size:

@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,6 +184,13 @@ def test_a_region_is_read_from_text():
     for text in ("", "1,2,3", "1,2,3,-4", "1,2,3,x", "mask.png", "1,2,3,4,5"):
         with pytest.raises(SpecError, match="expected X,Y,WIDTH,HEIGHT"):
             RegionSpec.parse(text)
+
+
+def test_a_region_is_named_by_its_rectangle_or_the_file_of_its_mask():
+    assert RegionSpec.named("100,50,640,480") == RegionSpec(100, 50, 640, 480)
+    assert RegionSpec.named("mask.png") == Path("mask.png")
+    with pytest.raises(SpecError, match="expected X,Y,WIDTH,HEIGHT"):
+        RegionSpec.named("1,2,mask.png")
 
 
 def test_a_rectangle_becomes_pixels_of_the_scaled_frame():

@@ -3,19 +3,19 @@
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from destseg_deploy.data.finding import list_images
 from destseg_deploy.errors import DataError, MetricError, SpecError
-from destseg_deploy.evaluation.test_set import score_images
 from destseg_deploy.files import sha256
 from destseg_deploy.loading import load
 from destseg_deploy.options import OrtOptions
+from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import ModelSpec, spec_path
 from destseg_deploy.thresholds import (
     by_hand,
@@ -23,8 +23,10 @@ from destseg_deploy.thresholds import (
     from_normal,
     measure_labelled,
     measure_normal,
+    score_images,
     set_threshold,
 )
+from tests.fakes.runtime import FakeRuntime, fake_spec
 
 DRAWS = 3000
 ONE_THREAD = OrtOptions(threads=1)
@@ -180,15 +182,6 @@ def test_by_hand_out_of_range_is_refused(value):
 
 
 @pytest.fixture
-def artifact(onnx_artifact, tmp_path) -> Path:
-    """A copy of the exported model, to be changed."""
-    path = tmp_path / onnx_artifact.name
-    shutil.copy(onnx_artifact, path)
-    shutil.copy(spec_path(onnx_artifact), spec_path(path))
-    return path
-
-
-@pytest.fixture
 def predictor(onnx_artifact):
     with load(onnx_artifact, options=ONE_THREAD) as predictor:
         yield predictor
@@ -214,6 +207,20 @@ def test_a_predictor_that_is_loaded_afterwards_obeys(artifact, frames, score, fo
     set_threshold(artifact, by_hand(score))
     with load(artifact, options=ONE_THREAD) as predictor:
         assert predictor.is_anomalous(predictor(frames)).tolist() == [found] * len(frames)
+
+
+def test_images_without_labels_have_scores_and_peaks(tmp_path):
+    paths = []
+    for background, level, area in ((20, 200, np.s_[8:16]), (20, 20, np.s_[:]), (0, 250, (5, 5))):
+        pixels = np.full((32, 32, 3), background, np.uint8)
+        pixels[area] = level
+        paths.append(tmp_path / f"{len(paths)}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    scores, peaks = score_images(Predictor(FakeRuntime(fake_spec(32, 32))), paths)
+    np.testing.assert_allclose(peaks * 255, [200, 20, 250], atol=1e-4)
+    # The mean of the top 4 pixels; of the last image three of them are 0.
+    np.testing.assert_allclose(scores * 255, [200, 20, 62.5], atol=1e-4)
+    assert (scores.dtype, peaks.dtype) == (np.float32, np.float32)
 
 
 def test_good_images_are_measured(predictor, category):

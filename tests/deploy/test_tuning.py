@@ -15,15 +15,6 @@ from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.spec import FileRecord
 from destseg_deploy.tuning import Choice, Machine, Measured, Tuning, tuned, tuning_path
 
-
-@pytest.fixture
-def artifact(onnx_artifact, tmp_path):
-    """A copy, so that a tuning beside it is this test's alone."""
-    for path in (onnx_artifact, onnx_artifact.with_suffix(".json")):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path / onnx_artifact.name
-
-
 CHOICE = Choice("onnxruntime", threads=1, spinning=False)
 
 

@@ -26,11 +26,9 @@ from destseg_deploy.evaluation.test_set import (
 )
 from destseg_deploy.loading import load
 from destseg_deploy.spec import ModelSpec, TrainingRecord
-from destseg_deploy.training.many import shared_textures
-from destseg_deploy.training.precision import pick_device
+from destseg_deploy.training.precision import computing_with, pick_device
 from destseg_deploy.training.recipe import Recipe, TrainingOptions
-from destseg_deploy.training.run import train
-from destseg_deploy.training.threads import computing_with
+from destseg_deploy.training.run import shared_textures, train
 
 METRICS = {
     "image_auroc": "image AUROC",

@@ -9,8 +9,7 @@ import click
 
 from destseg_bench.results import start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress
-from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option, known_device
-from destseg_deploy.cli.training_options import counts
+from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option, counts, known_device
 from destseg_deploy.errors import BackendError
 
 BATCHES = click.option(
@@ -72,13 +71,13 @@ def latency(
     from destseg_bench.speed.latency import find_frames, measure_latency
     from destseg_bench.timing import SETTLE
 
-    contenders = list_contenders(artifacts, device=device, threads=threads, compiled=compiled)
-    frames = find_frames(images, max(batches))
     on_gpu = device.startswith("cuda")
     protocol["settle"] = 0.0 if on_gpu else SETTLE  # a GPU's clock falls in a rest
     order = {"order": "interleaved, shifted by one each round"}
     result = start_result("latency", device=device, protocol={**protocol, **order}, complete=False)
     result["rows"] = []
+    contenders = list_contenders(artifacts, device=device, threads=threads, compiled=compiled)
+    frames = find_frames(images, max(batches))
     if rates or on_gpu:
         result["rates"] = _rates(device)
     with progress("timing") as advance:

@@ -12,7 +12,7 @@ import click
 
 from destseg_deploy.cli.console import note, progress_on
 from destseg_deploy.cli.options import DATA, FILE, FOLDER, bit_depth_option
-from destseg_deploy.cli.training_options import (
+from destseg_deploy.cli.train import (
     SEEDS,
     paper_options,
     place_of,
@@ -104,7 +104,7 @@ class Request:
     ) -> list[MeasuredRun]:
         """Measure runs, after training them if that is asked; errors are ``measure_runs``'s."""
         from destseg_bench.accuracy.measure import make_trainer, measure_runs
-        from destseg_deploy.training.many import held_for, seat_of
+        from destseg_deploy.training.run import held_for, seat_of
 
         trainer, outputs = None, []
         if self.train_into is not None:

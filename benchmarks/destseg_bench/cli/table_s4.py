@@ -13,8 +13,7 @@ import click
 
 from destseg_bench.results import require_rows, start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress, say
-from destseg_deploy.cli.options import FILE, FOLDER, PLACE, bit_depth_option
-from destseg_deploy.cli.training_options import counts
+from destseg_deploy.cli.options import FILE, FOLDER, PLACE, bit_depth_option, counts
 
 if TYPE_CHECKING:
     from destseg_bench.systems.table_s4 import Protocol

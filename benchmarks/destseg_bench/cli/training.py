@@ -51,7 +51,7 @@ def training(
     from destseg_bench.report.speed_tables import training as tables
     from destseg_bench.speed.training import CONTENDERS, measure_training, summarize
     from destseg_deploy.data.mvtec import find_category
-    from destseg_deploy.training.run import open_bank
+    from destseg_deploy.training.setup import open_bank
 
     recipe = Recipe(size=size, batch_size=batch_size)
     folder = find_category(data, category)

@@ -20,6 +20,7 @@ PAPER_MINUTES, PAPER_MS = 51.2, 9.4
 
 def latency(result: Result) -> list[Table]:
     """Return each contender's times in milliseconds per call."""
+    title = f"Latency on {_machine(result)}, ms per call"
     columns: tuple[Column, ...] = (
         column("contender", "name"),
         column("batch", "batch"),
@@ -35,7 +36,6 @@ def latency(result: Result) -> list[Table]:
     if any("matrix_share" in row for row in rows):
         columns += (_share("of matrix rate", "matrix_share"), _share("of memory", "memory_share"))
     skipped = [f"{row['name']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
-    title = f"Latency on {_machine(result)}, ms per call"
     return [Table.of(title, columns, rows, tuple(dict.fromkeys(skipped)))]
 
 

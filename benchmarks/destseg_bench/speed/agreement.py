@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import open_runtime
-from destseg_bench.timing import Advance, ignore
+from destseg_bench.timing import Advance, Contender, ignore
 from destseg_deploy.errors import BackendError, ParityError, WeightsError
 from destseg_deploy.evaluation.test_set import TestSet, compute_metrics, score_test_set
 from destseg_deploy.predictor import Predictor, resize_map

@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from destseg_bench.speed.contender import Contender
-from destseg_bench.timing import Call
+from destseg_bench.timing import Call, Contender
 from destseg_deploy.errors import BackendError
 from destseg_deploy.loading import load
 from destseg_deploy.options import OpenVinoOptions, Options, OrtOptions, TorchOptions

@@ -12,12 +12,11 @@ from typing import Any
 
 from destseg_bench.speed.agreement import Skipped, score_each
 from destseg_bench.speed.cold_start import measure_cold_start
-from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import CPU_BACK_ENDS, open_artifact
 from destseg_bench.speed.cpu_rates import machine_rate, measure_cpu_rates
 from destseg_bench.speed.latency import find_frames, measure_latency
 from destseg_bench.speed.torch_contenders import computes_bf16
-from destseg_bench.timing import Advance
+from destseg_bench.timing import Advance, Contender
 from destseg_deploy.evaluation.test_set import compute_metrics
 from destseg_deploy.spec import ModelSpec
 

@@ -18,9 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import open_contender
-from destseg_bench.timing import SETTLE, Advance, Call, ignore, interleave, summarize_timing
+from destseg_bench.timing import (
+    SETTLE,
+    Advance,
+    Call,
+    Contender,
+    Timing,
+    ignore,
+    interleave,
+    summarize_timing,
+)
 from destseg_deploy.data.finding import expand
 from destseg_deploy.data.images import read_image
 from destseg_deploy.data.resize import resize_image
@@ -70,7 +78,8 @@ def measure_latency(
         ):
             shared = {name: _together(call, together, pool) for name, call in calls.items()}
             seconds = interleave(shared, rounds=rounds, warmup=warmup, settle=settle, report=report)
-        yield _rows(contenders, batch, together, seconds, skipped)
+            timings = {name: summarize_timing(times) for name, times in seconds.items()}
+        yield _rows(contenders, batch, together, timings, skipped)
 
 
 def find_frames(folder: Path, count: int) -> list[Path]:
@@ -169,10 +178,9 @@ def _rows(
     contenders: Sequence[Contender],
     batch: int,
     streams: int,
-    seconds: dict[str, list[float]],
+    timings: dict[str, Timing],
     skipped: dict[str, str],
 ) -> list[dict[str, Any]]:
-    timings = {name: summarize_timing(times) for name, times in seconds.items()}
     rows = []
     for one in contenders:
         row: dict[str, Any] = {

@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from destseg_bench.speed.contender import Contender
-from destseg_bench.timing import Call
+from destseg_bench.timing import Call, Contender
 from destseg_deploy.errors import BackendError
 from destseg_deploy.models.destseg import DeSTSeg, upsample
 from destseg_deploy.models.half import HALVES

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from destseg_deploy.errors import TrainingError
+from destseg_deploy.training.batches import TextureBank
 from destseg_deploy.training.checkpointing import RunState
 from destseg_deploy.training.loop import READ_EVERY, Observers, StepReport
 from destseg_deploy.training.precision import Precision, compile_networks
 from destseg_deploy.training.recipe import Recipe, TrainingOptions, phases
-from destseg_deploy.training.run import prepare
-from destseg_deploy.training.texture_bank import TextureBank
+from destseg_deploy.training.setup import prepare
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "literal": {"precision": "fp32", "literal": True},

@@ -20,18 +20,11 @@ from destseg_bench.systems.weights import RANDOM, find_weights
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.models.destseg import upsample
 from destseg_deploy.models.inference import InferenceGraph, top_k_mean
-from destseg_deploy.training.loop import Loop, Source
+from destseg_deploy.training.batches import Batch
+from destseg_deploy.training.loop import Loop, Source, make_optimizer
 from destseg_deploy.training.precision import pick_precision
-from destseg_deploy.training.recipe import (
-    Phase,
-    TrainingOptions,
-    make_recipe,
-    phases,
-    rate_factor,
-)
-from destseg_deploy.training.run import open_bank, prepare
-from destseg_deploy.training.steps import make_optimizer
-from destseg_deploy.training.synthesis_torch import Batch
+from destseg_deploy.training.recipe import Phase, TrainingOptions, make_recipe, phases, rate_factor
+from destseg_deploy.training.setup import open_bank, prepare
 
 SOURCE = "Zhang et al., CVPR 2023, Section 3"
 TOP_K = 100

@@ -12,12 +12,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
-
 from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Stream
 from destseg_deploy.runtime.cuda.slots import Addresses, follow
-from destseg_deploy.runtime.ort.session import one_line
+from destseg_deploy.runtime.ort.session import bind, one_line
 from destseg_deploy.spec import ModelSpec
 
 GRAPH_ID = "gpu_graph_id"
@@ -30,27 +28,6 @@ NO_GRAPH = -1
 
 MAX_GRAPHS = 64
 """CUDA graphs recorded at most; ONNX Runtime keeps each until the session ends."""
-
-
-def bind(
-    session: Any, spec: ModelSpec, batch: int, addresses: Addresses, memory: tuple[str, int]
-) -> Any:
-    """Return an IO binding of a session to memory, which must stay until the run is over.
-
-    Args:
-        session: An ``InferenceSession``.
-        spec: Of its artifact.
-        batch: Images per call.
-        addresses: Of the three tensors.
-        memory: ``cpu`` or ``cuda``, and the index of the GPU.
-    """
-    binding, output = session.io_binding(), spec.output
-    images = (batch, *spec.size, 3)
-    maps = (batch, *spec.map_size)
-    binding.bind_input(spec.input.name, *memory, np.uint8, images, addresses.images)
-    binding.bind_output(output.map_name, *memory, np.float32, maps, addresses.anomaly_map)
-    binding.bind_output(output.score_name, *memory, np.float32, (batch,), addresses.score)
-    return binding
 
 
 class OrtNetwork:

@@ -17,8 +17,8 @@ from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.options import CPU, OrtOptions
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
 from destseg_deploy.runtime.cuda.slots import Addresses
-from destseg_deploy.runtime.ort.bindings import bind
 from destseg_deploy.runtime.ort.session import (
+    bind,
     check_artifact,
     count_nodes,
     one_line,

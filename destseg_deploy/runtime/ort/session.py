@@ -25,11 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from destseg_deploy.environment import allowed_cores
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.options import Device, OrtOptions, check_device
 from destseg_deploy.runtime.cuda.nvrtc import package_folders
+from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.int8_kernels import EXACT, ort_saturates, warn_of_scheme
 from destseg_deploy.runtime.offline import import_onnxruntime
 from destseg_deploy.runtime.ort.providers import (
@@ -225,6 +228,27 @@ def open_session(
     _check_started(session, device, wanted, missing)
     check_placement(path, device, wanted, placed_nodes(session))
     return session
+
+
+def bind(
+    session: Any, spec: ModelSpec, batch: int, addresses: Addresses, memory: tuple[str, int]
+) -> Any:
+    """Return an IO binding of a session to memory, which must stay until the run is over.
+
+    Args:
+        session: An ``InferenceSession``.
+        spec: Of its artifact.
+        batch: Images per call.
+        addresses: Of the three tensors.
+        memory: ``cpu`` or ``cuda``, and the index of the GPU.
+    """
+    binding, output = session.io_binding(), spec.output
+    images = (batch, *spec.size, 3)
+    maps = (batch, *spec.map_size)
+    binding.bind_input(spec.input.name, *memory, np.uint8, images, addresses.images)
+    binding.bind_output(output.map_name, *memory, np.float32, maps, addresses.anomaly_map)
+    binding.bind_output(output.score_name, *memory, np.float32, (batch,), addresses.score)
+    return binding
 
 
 def placed_nodes(session: Any) -> list[Node] | None:

@@ -48,10 +48,8 @@ def region(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> RegionSpec | Path | None:
     """Read ``100,50,640,480`` as a rectangle, and anything else as the path of a mask."""
-    if value is None or "," not in value:
-        return None if value is None else Path(value)
     try:
-        return RegionSpec.parse(value)
+        return None if value is None else RegionSpec.named(value)
     except DestsegError as error:
         raise click.BadParameter(str(error)) from error
 

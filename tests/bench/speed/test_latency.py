@@ -11,10 +11,10 @@ import pytest
 
 from destseg_bench import timing
 from destseg_bench.speed import latency
-from destseg_bench.speed.contender import Contender
 from destseg_bench.speed.contenders import list_contenders, open_contender
 from destseg_bench.speed.latency import find_frames, least_bytes, measure_latency
 from destseg_bench.speed.matrix_rate import add_shares
+from destseg_bench.timing import Contender
 from destseg_deploy.errors import BackendError, DataError
 from destseg_deploy.runtime.base import Prediction
 from tests.bench.calls import refuse, succeed

@@ -21,7 +21,7 @@ from destseg_bench.speed.training import (
 from destseg_deploy.errors import TrainingError
 from destseg_deploy.training.precision import Precision
 from destseg_deploy.training.recipe import Recipe, TrainingOptions
-from destseg_deploy.training.run import open_bank
+from destseg_deploy.training.setup import open_bank
 
 SMALL = Recipe(size=64, batch_size=2)
 OPTIONS = TrainingOptions(teacher="random", device="cpu", workers=0)

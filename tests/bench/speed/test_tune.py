@@ -16,13 +16,6 @@ DEFAULT, OTHER, BF16 = BACK_ENDS
 
 
 @pytest.fixture
-def artifact(onnx_artifact, tmp_path):
-    for path in (onnx_artifact, onnx_artifact.with_suffix(".json")):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path / onnx_artifact.name
-
-
-@pytest.fixture
 def images(category):
     return sorted((category / "test").rglob("*.png"))
 

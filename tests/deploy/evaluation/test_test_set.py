@@ -19,7 +19,6 @@ from destseg_deploy.evaluation.test_set import (
     compute_metrics,
     compute_metrics_and_curves,
     image_roc,
-    score_images,
     score_test_set,
     sweep_top_k,
 )
@@ -214,16 +213,6 @@ def test_rows_are_those_of_the_papers_table(category, predictor):
     marked = Evaluation(9, 4, 0.8, 0.9, 0.7, pixel)
     assert [value for _, value in marked.rows()] == [0.8, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert marked.to_dict()["pixel"]["iap_at_recall"] == 0.5
-
-
-def test_images_without_labels_have_scores_and_peaks(category, predictor):
-    images = sorted((category / "test").glob("*/0.png"))
-    _write(category / "a.png", _part(0, 250, np.s_[5, 5]))
-    scores, peaks = score_images(predictor, [*images, category / "a.png"])
-    np.testing.assert_allclose(peaks * 255, [200, 20, 210, 250], atol=1e-4)  # dent, good, spot
-    # The mean of the top 4 pixels; of the last image three of them are 0.
-    np.testing.assert_allclose(scores * 255, [200, 20, 210, 62.5], atol=1e-4)
-    assert (scores.dtype, peaks.dtype) == (np.float32, np.float32)
 
 
 # --- curves

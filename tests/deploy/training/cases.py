@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from destseg_deploy.models.destseg import DeSTSeg, SegmentationNet, Teacher
 from destseg_deploy.models.weights import fit_statistics
 from destseg_deploy.spec import ModelSpec
-from destseg_deploy.training import run
+from destseg_deploy.training import run, setup
+from destseg_deploy.training.batches import Batch
 from destseg_deploy.training.checkpointing import RunState
-from destseg_deploy.training.loop import Loop, Observers
+from destseg_deploy.training.literal import LiteralSteps
+from destseg_deploy.training.loop import LeanSteps, Loop, Observers
 from destseg_deploy.training.precision import Precision
 from destseg_deploy.training.recipe import Recipe, TrainingOptions
-from destseg_deploy.training.synthesis_torch import Batch
 
 ROOT = Path(__file__).resolve().parents[3]
 State = dict[str, Tensor]
@@ -109,7 +110,7 @@ def noise(start: int, stop: int) -> Iterator[Batch]:
 def make_loop(
     net: DeSTSeg, recipe: Recipe, precision: str = "fp32", *, literal: bool = False
 ) -> Loop:
-    return Loop(net, recipe, Precision(precision, CPU), literal=literal)
+    return Loop(net, recipe, Precision(precision, CPU), LiteralSteps if literal else LeanSteps)
 
 
 def fit(
@@ -147,7 +148,7 @@ def furthest(a: State, b: State) -> float:
 @contextmanager
 def small_networks() -> Iterator[None]:
     """Let ``train`` make small networks."""
-    with mock.patch.object(run, "DeSTSeg", SmallNet):
+    with mock.patch.object(setup, "DeSTSeg", SmallNet):
         yield
 
 
@@ -166,6 +167,8 @@ def train_small(category: Path, output: Path, recipe: Recipe = TINY, **given: An
 
 class GivenLosses:
     """In place of the steps of a loop: losses are told, and no weight moves by them."""
+
+    order = torch.channels_last
 
     def __init__(self, losses: list[float]) -> None:
         self.remaining = iter(losses)

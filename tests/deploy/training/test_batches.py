@@ -15,13 +15,8 @@ from destseg_deploy.data.finding import list_images
 from destseg_deploy.data.images import read_images
 from destseg_deploy.data.synthesis import ROTATIONS, synthesize
 from destseg_deploy.data.textures import ProceduralTextures
-from destseg_deploy.training.batches import (
-    AnomalyDataset,
-    SamplePlan,
-    Sampler,
-    reference_batches,
-)
-from destseg_deploy.training.synthesis_torch import Batch
+from destseg_deploy.training.batches import Batch, SamplePlan, Sampler
+from destseg_deploy.training.literal import AnomalyDataset, reference_batches
 
 SIZE = (64, 64)
 Pixels = NDArray[np.uint8]

@@ -21,15 +21,8 @@ from PIL import Image
 from destseg_deploy.data.synthesis import ROTATIONS
 from destseg_deploy.data.textures import FolderTextures, Textures
 from destseg_deploy.errors import DataError
-from destseg_deploy.training.batches import (
-    BATCHES_AHEAD,
-    AnomalyDataset,
-    DeviceLoader,
-    Sampler,
-    reference_batches,
-)
-from destseg_deploy.training.synthesis_torch import Batch
-from destseg_deploy.training.texture_bank import TextureBank
+from destseg_deploy.training.batches import BATCHES_AHEAD, Batch, DeviceLoader, Sampler, TextureBank
+from destseg_deploy.training.literal import AnomalyDataset, reference_batches
 
 SIZE = (48, 64)
 BATCH = 4

@@ -10,7 +10,7 @@ import torch
 from destseg_deploy.training.checkpointing import RunState
 from destseg_deploy.training.loop import Observers
 from destseg_deploy.training.recipe import Recipe, TrainingOptions
-from destseg_deploy.training.run import prepare
+from destseg_deploy.training.setup import prepare
 
 pytestmark = pytest.mark.gpu
 RECIPE = Recipe(size=64, batch_size=4, student_steps=12, segmentation_steps=12, rotation="full")

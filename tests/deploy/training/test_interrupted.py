@@ -25,7 +25,7 @@ from destseg_deploy.errors import OutputError, TrainingError
 from destseg_deploy.locks import locked
 from destseg_deploy.spec import ModelSpec, Threshold
 from destseg_deploy.thresholds import set_threshold
-from destseg_deploy.training import run
+from destseg_deploy.training import checkpointing, loop, run
 from destseg_deploy.training.run import refuse_shared
 from tests.deploy.training.cases import LONGER, ROOT, TINY, train_small
 from tests.unchanged import unchanged
@@ -119,7 +119,7 @@ def test_a_full_disk_is_found_before_the_training(
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", full)
     refused = pytest.raises(OutputError, match=r"MiB are needed \(No space left on device\)")
-    with refused, mock.patch.object(run.Loop, "fit", side_effect=Stop):
+    with refused, mock.patch.object(loop.Loop, "fit", side_effect=Stop):
         train_small(category, tmp_path / "new/cable.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -128,7 +128,7 @@ def test_a_file_in_place_of_the_folder_is_found_before_the_training(
     category: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(OSError, match="out"), mock.patch.object(run.Loop, "fit", side_effect=Stop):
+    with pytest.raises(OSError, match="out"), mock.patch.object(loop.Loop, "fit", side_effect=Stop):
         train_small(category, tmp_path / "out/cable.safetensors")
 
 
@@ -313,9 +313,9 @@ def test_a_whole_state_that_contradicts_itself_is_refused(
     """With a digest that fits, as only a fault of ours could write it."""
     output = tmp_path / "cable.safetensors"
     shutil.copy(stopped[0], output.with_suffix(".resume"))
-    plain = run.RunFiles.read_state
+    plain = checkpointing.RunFiles.read_state
 
-    def changed(files: run.RunFiles) -> Any:
+    def changed(files: checkpointing.RunFiles) -> Any:
         state = plain(files)
         if state is not None:
             for name, value in change.items():
@@ -323,7 +323,7 @@ def test_a_whole_state_that_contradicts_itself_is_refused(
             files.write_state(state)
         return plain(files)
 
-    with mock.patch.object(run.RunFiles, "read_state", changed):
+    with mock.patch.object(checkpointing.RunFiles, "read_state", changed):
         with pytest.raises(TrainingError, match=words):
             train_small(category, output, LONGER)
 

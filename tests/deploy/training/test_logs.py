@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from destseg_deploy.errors import BackendError
-from destseg_deploy.training.checkpointing import RunState
-from destseg_deploy.training.logs import TensorBoardLog, write_losses
+from destseg_deploy.training.checkpointing import RunState, write_losses
+from destseg_deploy.training.logs import TensorBoardLog
 from destseg_deploy.training.loop import StepReport
 from tests.deploy.training.cases import (
     LONGER,

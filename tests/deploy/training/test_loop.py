@@ -14,8 +14,7 @@ from torch import Tensor
 from destseg_deploy.errors import TrainingError
 from destseg_deploy.models.inference import normalize_pixels
 from destseg_deploy.training.checkpointing import RunState
-from destseg_deploy.training.loop import Observers, StepReport
-from destseg_deploy.training.steps import LeanSteps
+from destseg_deploy.training.loop import LeanSteps, Observers, StepReport
 from tests.deploy.training.cases import (
     LONGER,
     TINY,

@@ -17,8 +17,8 @@ from destseg_deploy.cluster.place import Place
 from destseg_deploy.data.datasets import open_dataset
 from destseg_deploy.errors import BackendError, JobError, OutputError
 from destseg_deploy.locks import locked
-from destseg_deploy.training import run
-from destseg_deploy.training.many import PlannedRun, seat_of, train_all
+from destseg_deploy.training import loop, run
+from destseg_deploy.training.run import PlannedRun, seat_of, train_all
 from tests.deploy.training.cases import LONGER, TINY, small_networks, small_options, train_small
 from tests.fakes.ray_tasks import FakeRay, Killed
 from tests.trained_files import trained_files
@@ -117,7 +117,7 @@ def test_a_run_goes_on_where_its_worker_ended(
     if restart:
         train(planned)
         stopped_later(category, planned[0].output)
-    plain, killed = run.Loop.step, []
+    plain, killed = loop.Loop.step, []
 
     def step(loop: Any, phase: Any, *rest: Any) -> Any:
         if phase.name == "segmentation" and not killed:
@@ -125,7 +125,7 @@ def test_a_run_goes_on_where_its_worker_ended(
             raise Killed
         return plain(loop, phase, *rest)
 
-    with mock.patch.object(run.Loop, "step", step):
+    with mock.patch.object(loop.Loop, "step", step):
         notes = train(planned, restart=restart)
     assert killed
     assert [note for note in notes if "continuing after step" in note] == [

@@ -24,13 +24,13 @@ DRIVER = """
 import sys, time
 from unittest import mock
 from destseg_deploy.cli.train import train
-from destseg_deploy.training import loop, many
+from destseg_deploy.training import loop, run
 from tests.deploy.training.cases import small_networks
 
 def small(*args):  # of __main__, so it is sent to the workers as it is here
-    from destseg_deploy.training import many
+    from destseg_deploy.training import run
     with small_networks():
-        return many._train_one(*args)
+        return run._train_one(*args)
 
 def slow(*args):
     plain = loop.Loop.step
@@ -41,7 +41,7 @@ def slow(*args):
         return small(*args)
 
 if "--on" in sys.argv:
-    many._train_one = slow if sys.argv.pop(1) == "slow" else small
+    run._train_one = slow if sys.argv.pop(1) == "slow" else small
     train()
 with small_networks():
     train()

@@ -16,11 +16,10 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from destseg_deploy.cli.training_options import split_training_options, training_options
+from destseg_deploy.cli.train import split_training_options, training_options
 from destseg_deploy.errors import BackendError, TrainingError
 from destseg_deploy.models.destseg import DeSTSeg
 from destseg_deploy.models.weights import read_state_dict
-from destseg_deploy.training import run
 from destseg_deploy.training.precision import (
     Precision,
     compile_networks,
@@ -29,6 +28,7 @@ from destseg_deploy.training.precision import (
     tuned_convolutions,
 )
 from destseg_deploy.training.recipe import Recipe, make_recipe
+from destseg_deploy.training.setup import prepare
 from tests.deploy.training.cases import (
     CPU,
     LONGER,
@@ -279,7 +279,7 @@ def test_a_compiled_run_trains_what_a_plain_one_does(category: Path, tmp_path: P
 
 def chosen(category: Path, recipe: Recipe, **how: Any) -> str:
     with small_networks():
-        return run.prepare(category, recipe, small_options(**how)).loop.precision.name
+        return prepare(category, recipe, small_options(**how)).loop.precision.name
 
 
 def test_the_papers_recipe_trains_in_fp32(category: Path, monkeypatch: pytest.MonkeyPatch) -> None:

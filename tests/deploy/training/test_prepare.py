@@ -21,8 +21,8 @@ from destseg_deploy.data.mvtec import list_train
 from destseg_deploy.data.textures import open_textures
 from destseg_deploy.errors import TrainingError
 from destseg_deploy.spec import TeacherRecord
-from destseg_deploy.training.run import Setup, prepare, split_holdout
-from destseg_deploy.training.texture_bank import TextureBank
+from destseg_deploy.training.batches import TextureBank
+from destseg_deploy.training.setup import Setup, prepare, split_holdout
 from tests.deploy.training.cases import (
     CPU,
     TINY,

@@ -12,16 +12,9 @@ from torch.optim import SGD
 from destseg_deploy.data.synthesis import PAPER_ROTATIONS
 from destseg_deploy.errors import TrainingError
 from destseg_deploy.spec import TilingSpec
-from destseg_deploy.training import steps as schedule
-from destseg_deploy.training.recipe import (
-    PRESETS,
-    Phase,
-    Recipe,
-    make_recipe,
-    phases,
-    rate_factor,
-)
-from destseg_deploy.training.steps import make_optimizer
+from destseg_deploy.training import loop as schedule
+from destseg_deploy.training.loop import make_optimizer
+from destseg_deploy.training.recipe import PRESETS, Phase, Recipe, make_recipe, phases, rate_factor
 from tests.deploy.training.cases import TINY, fit, make_net
 
 

@@ -28,12 +28,13 @@ from destseg_deploy.models.weights import fit_statistics, load_checkpoint, load_
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
 from destseg_deploy.spec import ModelSpec
-from destseg_deploy.training import loop, run
+from destseg_deploy.training import loop, run, setup
+from destseg_deploy.training.batches import TextureBank
 from destseg_deploy.training.checkpointing import RunFiles
 from destseg_deploy.training.loop import StepReport
 from destseg_deploy.training.recipe import Recipe
-from destseg_deploy.training.run import checkpoint_path, open_bank, train
-from destseg_deploy.training.texture_bank import TextureBank
+from destseg_deploy.training.run import checkpoint_path, train
+from destseg_deploy.training.setup import open_bank
 from tests.deploy.training.cases import (
     CPU,
     LONGER,
@@ -76,7 +77,7 @@ def trained(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         return nets[0]
 
     left = Trained(folder / "new/cable.safetensors", mock.Mock(), {})
-    with mock.patch.object(run, "DeSTSeg", build):
+    with mock.patch.object(setup, "DeSTSeg", build):
         left.spec = train(
             category,
             left.path,
@@ -169,8 +170,8 @@ def test_the_threshold_comes_from_the_images_held_out(
     """Scored by a model that tells images apart, as four steps of training do not."""
     net = copy.deepcopy(model)
     with (
-        mock.patch.object(run, "DeSTSeg", return_value=net),
-        mock.patch.object(run, "fit_statistics"),
+        mock.patch.object(setup, "DeSTSeg", return_value=net),
+        mock.patch.object(setup, "fit_statistics"),
         mock.patch.object(loop.Loop, "fit"),
         mock.patch.object(run, "save_checkpoint", lambda model, spec, path: spec),
     ):
@@ -382,7 +383,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state_before_it_alone(
     losses[bad - 1] = math.nan
     output = tmp_path / "out/cable.safetensors"
     refused = pytest.raises(TrainingError, match=r"loss is nan at step \d+\. No checkpoint was")
-    with mock.patch.object(loop, "LeanSteps", return_value=GivenLosses(losses)), refused:
+    with mock.patch.object(setup, "LeanSteps", return_value=GivenLosses(losses)), refused:
         train_small(category, output, LONGER, save_every=-1)
     if not left:
         assert not output.parent.exists()

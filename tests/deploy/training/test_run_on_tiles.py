@@ -16,6 +16,7 @@ from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
 from destseg_deploy.spec import ModelSpec, RegionSpec, TilingSpec
 from destseg_deploy.training import run
 from destseg_deploy.training.recipe import Recipe
+from destseg_deploy.training.setup import prepare
 from tests.deploy.training.cases import LONGER, TINY, small_networks, small_options, train_small
 
 TILED = replace(TINY, scale=0.75, overlap=16)
@@ -79,7 +80,7 @@ def test_a_region_without_tiles_makes_the_frame_the_input(frames: Path, tmp_path
 def test_both_loops_are_fed_the_same_tiles(frames: Path) -> None:
     with small_networks():
         lean, literal = (
-            run.prepare(frames, TILED, small_options(literal=way)).source() for way in (False, True)
+            prepare(frames, TILED, small_options(literal=way)).source() for way in (False, True)
         )
     for one, other in zip(lean(0, 4), literal(0, 4), strict=True):
         for a, b in zip(one, other, strict=True):

@@ -16,12 +16,12 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from destseg_deploy.models.destseg import DeSTSeg
-from destseg_deploy.training import steps
+from destseg_deploy.training import literal as literal_module
 from destseg_deploy.training.checkpointing import RunState
-from destseg_deploy.training.loop import StepReport
-from destseg_deploy.training.steps import (
+from destseg_deploy.training.literal import LiteralSteps
+from destseg_deploy.training.loop import (
     LeanSteps,
-    LiteralSteps,
+    StepReport,
     Steps,
     segmentation_loss,
     student_loss,
@@ -187,8 +187,10 @@ def passes(net: DeSTSeg, monkeypatch: pytest.MonkeyPatch, literal: bool) -> list
 
     for name in ("teacher_net", "student_net", "segmentation_net"):
         getattr(net, name).register_forward_hook(counted(name))
-    plain = steps.dest_map
-    monkeypatch.setattr(steps, "dest_map", lambda *a: (count.update(["dest_map"]), plain(*a))[1])
+    plain = literal_module.dest_map
+    monkeypatch.setattr(
+        literal_module, "dest_map", lambda *a: (count.update(["dest_map"]), plain(*a))[1]
+    )
     fit(net, TINY, literal=literal, report=report)
     return done
 

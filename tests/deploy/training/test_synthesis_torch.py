@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from destseg_deploy.data.synthesis import FILL, ROTATIONS, Anomaly, Draw, draw, perlin, synthesize
-from destseg_deploy.training.synthesis_torch import (
+from destseg_deploy.training.batches import (
     LINES,
     Batch,
     perlin_batch,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import DataError
-from destseg_deploy.training.texture_bank import CAPACITY_BYTES, TextureBank
+from destseg_deploy.training.batches import CAPACITY_BYTES, TextureBank
 
 SIZE = (3, 5)
 BYTES = 3 * SIZE[0] * SIZE[1]
