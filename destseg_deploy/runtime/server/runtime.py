@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ class ServerRuntime:
 
 def _open(options: ServerOptions, model: str, most: int) -> Transport:
     """Return what asks about a model; an answer has at most so many bytes as ``most``."""
-    if not options.url.startswith("grpc"):
+    if not urlsplit(options.url).scheme.startswith("grpc"):
         from destseg_deploy.runtime.server.over_http import HttpTransport
 
         return HttpTransport(options, model, most)

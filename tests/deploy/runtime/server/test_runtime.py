@@ -63,12 +63,19 @@ def test_a_model_that_is_not_there_is_named(artifact, address):
         opened(artifact, address, model="nobody")
 
 
-@pytest.mark.parametrize("kind", ["http", "grpc"])
-def test_a_server_that_is_not_there_is_one_line(artifact, kind):
-    pytest.importorskip(kind)
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("http", "Connection refused"),
+        ("grpc", "failed to connect to all addresses.*Connection refused"),
+        ("GRPC", "failed to connect to all addresses.*Connection refused"),
+    ],
+)
+def test_a_server_that_is_not_there_is_one_line(artifact, kind, reason):
+    pytest.importorskip(kind.lower())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    words = r"cannot be asked \(.*Connection refused.*\). Start it"
+    words = rf"cannot be asked \({reason}.*\). Start it"
     with pytest.raises(BackendError, match=words) as said:
         opened(artifact, f"{kind}://127.0.0.1:{port}")
     assert "\n" not in str(said.value)
@@ -109,6 +116,6 @@ def test_an_address_that_cannot_be_asked_is_refused(url):
         ServerOptions(url=url)
 
 
-@pytest.mark.parametrize("url", ["http://a", "https://a/v", "grpc://a:1/", "grpcs://[::1]:8001"])
+@pytest.mark.parametrize("url", ["http://a", "https://a/v", "GRPC://a:1/", "grpcs://[::1]:8001"])
 def test_an_address_that_can_be_asked_is_taken(url):
     assert ServerOptions(url=url).url == url
