@@ -185,7 +185,7 @@ def _open(path: Path, device: Device, options: Options) -> Runtime:
 
         return OpenVinoRuntime(path, device, options)
     if isinstance(options, ServerOptions):
-        from destseg_deploy.runtime.server_runtime import ServerRuntime
+        from destseg_deploy.runtime.server.runtime import ServerRuntime
 
         return ServerRuntime(path, options)
     if isinstance(options, TensorRtOptions):

@@ -387,12 +387,13 @@ class TorchOptions(Checked):
 
 @dataclass(frozen=True)
 class ServerOptions(Checked):
-    """Which server runs an artifact in place of this machine (KServe's protocol V2 over HTTP)."""
+    """Which server runs an artifact in place of this machine (KServe's protocol V2)."""
 
     url: str = option(
         "",
         "Address of a server that speaks KServe V2, such as Triton, OpenVINO Model Server or "
-        "destseg page. It computes; the spec beside the artifact judges.",
+        "destseg page. It computes; the spec beside the artifact judges. http, https, grpc or "
+        "grpcs.",
         metavar="http://HOST:PORT",
         unset="none; this machine computes",
     )
@@ -408,19 +409,27 @@ class ServerOptions(Checked):
             BackendError: With what was expected.
         """
         super().__post_init__()
-        try:
-            parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # a port that is none
-            usable = False
-        if not usable or parts.query or parts.username:
-            hint = " Triton answers HTTP on port 8000." if self.url.startswith("grpc") else ""
+        if not _is_server(self.url):
             raise BackendError(
-                f"url {self.url!r}: expected http://HOST:PORT of a server that speaks KServe's "
-                f"protocol V2 over HTTP.{hint}"
+                f"url {self.url!r}: expected http://HOST:PORT or grpc://HOST:PORT of a server that "
+                "speaks KServe's protocol V2. Triton answers HTTP on port 8000, gRPC on 8001."
             )
         if self.timeout == 0:
             raise BackendError("timeout: 0, expected seconds above 0.")
+
+
+def _is_server(url: str) -> bool:
+    """Tell whether an address can be asked. gRPC has no usual port, and no paths."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # a port that is none
+        return False
+    if not parts.hostname or port == 0 or parts.query or parts.username:
+        return False
+    if parts.scheme in ("grpc", "grpcs"):
+        return port is not None and parts.path in ("", "/")
+    return parts.scheme in ("http", "https")
 
 
 Options = OrtOptions | OpenVinoOptions | TensorRtOptions | TorchOptions | ServerOptions

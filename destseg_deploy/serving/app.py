@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from destseg_deploy import environment
 from destseg_deploy.errors import DataError, DestsegError, MetricError, ShapeError
-from destseg_deploy.runtime.server_runtime import HEADER
+from destseg_deploy.runtime.server.over_http import HEADER
 from destseg_deploy.serving.kserve import (
     describe_config,
     describe_model,

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import ShapeError
 from destseg_deploy.runtime.base import Prediction
-from destseg_deploy.runtime.server_runtime import HASH, HEADER
+from destseg_deploy.runtime.server.over_http import HEADER
+from destseg_deploy.runtime.server.runtime import HASH
 from destseg_deploy.spec import ModelSpec
 
 VERDICT = "verdict"

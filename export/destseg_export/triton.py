@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from destseg_deploy.runtime.server_runtime import HASH
+from destseg_deploy.runtime.server.runtime import HASH
 from destseg_deploy.spec import ModelSpec
 from destseg_export.serving import Serving
 

@@ -25,7 +25,7 @@ RUNTIMES = {
     "openvino": "destseg_deploy.runtime.openvino_runtime.OpenVinoRuntime",
     "tensorrt": "destseg_deploy.runtime.trt.runtime.TrtRuntime",
     "pytorch": "destseg_deploy.runtime.torch_runtime.PyTorchRuntime.open",
-    "server": "destseg_deploy.runtime.server_runtime.ServerRuntime",
+    "server": "destseg_deploy.runtime.server.runtime.ServerRuntime",
 }
 
 

@@ -51,7 +51,7 @@ PARSED_ONLY = {
     r"s3://": "a bucket: tests/deploy/archive reads other URIs",
     r"FILE|ARTIFACT|FOLDER|\bDIR\b": "no line, but how one is made",
     r"\.pckl": "a checkpoint of the authors: tests/deploy/models/test_weights.py",
-    r"--server-url": "asks a server: tests/deploy/runtime/test_server_runtime.py",
+    r"--server-url": "asks a server: tests/deploy/runtime/server",
     r"destseg page": "serves until it is stopped: tests/deploy/serving",
     r"destseg bundle": "asks a package index: tests/export/test_bundle.py",
 }

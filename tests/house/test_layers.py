@@ -61,12 +61,15 @@ HEAVY = {
     "uvicorn",
     "pyarrow",
     "ray",
+    "grpc",
+    "google",
 }
 MAY_NEED = {
     "models": {"torch", "safetensors"},
     "runtime/torch_runtime": {"torch"},
     "runtime/offline": {"onnxruntime", "openvino", "nncf"},
     "runtime/torch_gpu": {"torch"},
+    "runtime/server/over_grpc": {"grpc", "google"},
     "runtime/cuda/torch_device": {"torch"},
     "runtime/cuda/cuda_core_device": {"cuda"},
     "runtime/cuda/pycuda_device": {"pycuda"},

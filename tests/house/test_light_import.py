@@ -22,6 +22,7 @@ HEAVY = (
     "jinja2",
     "pyarrow",
     "ray",
+    "grpc",
 )
 
 

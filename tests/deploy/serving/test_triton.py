@@ -1,4 +1,4 @@
-"""A real Triton Inference Server, which ``make test-triton`` fetches: parity, batches, an update.
+"""A real Triton server, which ``make test-triton`` fetches: HTTP and gRPC, batches, an update.
 
 NVIDIA's wheel holds the server with its Python back end, and not the one of ONNX Runtime. So
 ``model.py`` runs the file that the native back end would load; all else of the configuration is
@@ -31,7 +31,8 @@ TRITON = os.environ.get("DESTSEG_TRITON")
 if TRITON is None:
     pytest.skip("needs a Triton server: make test-triton", allow_module_level=True)
 
-CLIENTS, SECONDS = 50, float(os.environ.get("DESTSEG_TRITON_SECONDS", "20"))
+KINDS = ("http", "grpc")
+CLIENTS, SECONDS = 50, float(os.environ.get("DESTSEG_TRITON_SECONDS", "120"))
 
 MODEL = """
 import sys
@@ -69,15 +70,18 @@ class Triton:
         self.models, self.log, self.artifact = folder / "models", folder / "batches", artifact
         self.put()
         root = Path(TRITON) / "server/pytriton/tritonserver"
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        with (
+            socket.create_server(("127.0.0.1", 0)) as one,
+            socket.create_server(("127.0.0.1", 0)) as two,
+        ):
+            ports = [str(taken.getsockname()[1]) for taken in (one, two)]
+        self.url, self.grpc = (f"{k}://127.0.0.1:{p}" for k, p in zip(KINDS, ports, strict=True))
         self.said = (folder / "server.log").open("w")
         self.process = subprocess.Popen(
             [
                 *(root / "bin/tritonserver", "--model-repository", self.models),
-                *("--backend-directory", root / "backends", "--http-port", str(port)),
-                *("--allow-grpc", "false", "--allow-metrics", "false"),
+                *("--backend-directory", root / "backends", "--http-port", ports[0]),
+                *("--grpc-port", ports[1], "--allow-metrics", "false"),
                 *("--model-control-mode", "poll", "--repository-poll-secs", "1"),
             ],
             stdout=self.said,
@@ -118,8 +122,9 @@ class Triton:
                 time.sleep(0.5)
         raise AssertionError(Path(self.said.name).read_text()[-3000:])
 
-    def open(self) -> Predictor:
-        return load(self.artifact, options=ServerOptions(self.url, "cable", 120))
+    def open(self, kind: str) -> Predictor:
+        url = self.grpc if kind == "grpc" else self.url
+        return load(self.artifact, options=ServerOptions(url, "cable", 120))
 
     def stop(self) -> None:
         self.process.terminate()
@@ -148,8 +153,9 @@ def test_the_configuration_is_read_as_it_was_meant(triton):
     assert config["parameters"]["category"] == {"string_value": "cable"}
 
 
-def test_the_server_answers_as_the_file_does(triton, frames):
-    with triton.open() as there, load(triton.artifact) as here:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_server_answers_as_the_file_does(triton, frames, kind):
+    with triton.open(kind) as there, load(triton.artifact) as here:
         found, expected = there(list(frames)), here(list(frames))
     np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=1e-5)
     np.testing.assert_allclose(found.score, expected.score, atol=1e-5)
@@ -159,41 +165,55 @@ def test_many_clients_and_an_update_see_no_wrong_answer(triton, frames):
     with load(triton.artifact) as here:
         expected = here(list(frames)).score
     triton.log.write_text("")
-    seen: Counter[str] = Counter()
+    seen: Counter[tuple[str, str]] = Counter()
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     end = time.monotonic() + SECONDS
 
-    def client(seed: int, there: Predictor) -> None:
+    def client(seed: int, kind: str, there: Predictor) -> None:
         chance = random.Random(seed)
-        while time.monotonic() < end:
+        while (start := time.monotonic()) < end:
             i = chance.randrange(len(frames))
             try:
                 score = there(frames[i]).score[0]
             except BackendError as error:
-                seen[str(error)] += 1
+                seen[kind, str(error)] += 1
             else:
-                seen["right" if abs(score - expected[i]) < 1e-5 else "wrong"] += 1
+                times[kind].append(time.monotonic() - start)
+                seen[kind, "right" if abs(score - expected[i]) < 1e-5 else "wrong"] += 1
 
-    with triton.open() as there:
-        threads = [threading.Thread(target=client, args=(i, there)) for i in range(CLIENTS)]
+    with triton.open("http") as http, triton.open("grpc") as grpc:
+        open_ones = [("http", http), ("grpc", grpc)]
+        threads = [
+            threading.Thread(target=client, args=(i, *open_ones[i % 2])) for i in range(CLIENTS)
+        ]
         for thread in threads:
             thread.start()
         time.sleep(SECONDS / 3)
+        before = sum(seen.values())
         triton.put()
         for thread in threads:
             thread.join()
     requests = [int(line) for line in triton.log.read_text().split()]
-    print(f"{seen['right']} answers, {np.mean(requests):.2f} requests a batch")
-    assert set(seen) == {"right"}
+    for kind, all_times in times.items():
+        print(
+            f"{kind}: {seen[kind, 'right']} answers, median {np.median(all_times):.2f} s, "
+            f"p99 {np.quantile(all_times, 0.99):.2f} s"
+        )
+    print(f"{np.mean(requests):.2f} requests a batch, {before} answers before the update")
+    assert set(seen) == {(kind, "right") for kind in KINDS}
+    assert 0 < before < sum(seen.values()), "control: the update came under load"
+    assert np.ptp(expected) > 1e-3, "control: another frame's score is not taken for right"
     assert max(requests) > 1, "frames of several clients make a batch"
     loaded = re.findall(r"successfully loaded 'cable'", Path(triton.said.name).read_text())
     assert len(loaded) > 1, "control: the update was seen"
 
 
-def test_another_artifact_under_this_name_is_refused(triton, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_artifact_under_this_name_is_refused(triton, tmp_path, kind):
     copy = Path(shutil.copy(triton.artifact, tmp_path / "cable-fp32.onnx"))
     text = triton.artifact.with_suffix(".json").read_text()
     copy.with_suffix(".json").write_text(text)
     copy.write_bytes(b"other")
     replace(ModelSpec.read(copy), artifact=FileRecord.of(copy)).write(copy)
     with pytest.raises(BackendError, match="serves another artifact"):
-        load(copy, options=ServerOptions(triton.url, "cable"))
+        load(copy, options=ServerOptions(triton.grpc if kind == "grpc" else triton.url, "cable"))

@@ -27,7 +27,7 @@ class Connections:
         self._root, self._timeout = parts.path.rstrip("/"), options.timeout
         self._idle: list[HTTPConnection] = []
 
-    def json(self, path: str, missing: Any = None) -> Any:
+    def json(self, path: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what a path answers.
 
         Args:
@@ -38,7 +38,7 @@ class Connections:
             BackendError: As ``ask``, or if the answer is no JSON object.
         """
         found, content = self.ask("GET", path, limit=MOST_JSON, missing=missing is not None)
-        if not found:
+        if missing is not None and not found:
             return missing
         try:
             said = json.loads(content)
@@ -113,12 +113,9 @@ class Connections:
 
     def _unreachable(self, error: Exception) -> str:
         if isinstance(error, TimeoutError):
-            return (
-                f"{self.url}: the server gave no answer in {self._timeout:g} s. Give it more time, "
-                "or check the address."
-            )
+            return no_answer(self.url, self._timeout)
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
-        return f"{self.url}: the server cannot be asked ({reason}). Start it, or check the address."
+        return unreachable(self.url, one_line(reason))  # of a gRPC server it is bytes
 
     def close(self) -> None:
         """Close them all."""
@@ -126,10 +123,27 @@ class Connections:
             self._idle.pop().close()
 
 
+def no_answer(url: str, timeout: float) -> str:
+    """Say that a server is silent."""
+    return (
+        f"{url}: the server gave no answer in {timeout:g} s. Give it more time, or check the "
+        "address."
+    )
+
+
+def unreachable(url: str, reason: str) -> str:
+    """Say that no server is there."""
+    return f"{url}: the server cannot be asked ({reason}). Start it, or check the address."
+
+
+def one_line(said: str) -> str:
+    """Return what a server says of its error, fit for a terminal."""
+    return printable(" ".join(said.split()))[:300] or "it said nothing"
+
+
 def _reason(content: bytes) -> str:
-    """Return what an error says of itself, on one line."""
     try:
         said = str(json.loads(content)["error"])
     except (ValueError, RecursionError, LookupError, TypeError):
         said = content[:200].decode(errors="replace")
-    return printable(" ".join(said.split()))[:300] or "it said nothing"
+    return one_line(said)

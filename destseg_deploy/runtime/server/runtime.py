@@ -1,18 +1,18 @@
-"""Another program runs the artifact: a server that speaks KServe's protocol V2 over HTTP.
+"""Another program runs the artifact: a server that speaks KServe's protocol V2.
 
-Triton, OpenVINO Model Server and ``destseg page`` do. Frames are sent as bytes ("binary tensor data
-extension"). The artifact's spec lies on this machine: what is sent, and every verdict, is made by
-it, so a server gives the same answers as a file.
+Triton and OpenVINO Model Server speak it over HTTP and gRPC, ``destseg page`` over HTTP. The
+artifact's spec lies on this machine: what is sent, and every verdict, is made by it, so a server
+gives the same answers as a file.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +20,40 @@ from numpy.typing import NDArray
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import ServerOptions
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
-from destseg_deploy.runtime.connections import Connections
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.text import printable
-
-HEADER = "Inference-Header-Content-Length"
-"""Bytes of JSON before the tensors' bytes."""
 
 HASH = "artifact_sha256"
 """Parameter of a model's configuration: the hash of the artifact that it was made from."""
 
 SPARE = 2**20
-"""Bytes of JSON that an answer may have beside its tensors."""
+"""Bytes that an answer may have beside its tensors."""
+
+
+class Transport(Protocol):
+    """Asks a server about one model. Several threads may ask at once.
+
+    All of it raises ``BackendError`` if the server cannot be reached, does not answer in time,
+    answers an error, or answers what is not of the protocol.
+    """
+
+    def metadata(self) -> dict[str, Any]:
+        """Return ``inputs`` and ``outputs``: lists of ``name``, ``datatype`` and ``shape``."""
+
+    def configuration(self) -> dict[str, Any]:
+        """Return Triton's model configuration; empty where the server has none."""
+
+    def infer(
+        self, name: str, images: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Send images as the input of a name; return the outputs that are answered."""
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 class ServerRuntime:
-    """An artifact that runs elsewhere. Several threads may ask at once, each on its connection."""
+    """An artifact that runs elsewhere. Several threads may ask at once."""
 
     def __init__(self, path: Path, options: ServerOptions) -> None:
         """Read the spec and compare it with what the server says of its model.
@@ -47,17 +65,17 @@ class ServerRuntime:
         Raises:
             SpecError: If the spec is missing or damaged.
             BackendError: If the server cannot be reached, has no such model, or serves another
-                artifact.
+                artifact; or if gRPC is asked for and not installed.
         """
         self.spec = ModelSpec.read(path)
+        self._url = options.url
         self._process = os.getpid()
-        stem = Path(self.spec.artifact.file).stem
-        self._path = f"/v2/models/{quote(options.model or stem, safe='')}"
-        self._server: Connections | None = Connections(options)
+        model = options.model or Path(self.spec.artifact.file).stem
+        most = 4 * self.spec.input.batch.max * (math.prod(self.spec.map_size) + 1) + SPARE
+        self._server: Transport | None = _open(options, model, most)
         try:
-            _check_model(self._server.json(self._path), self.spec, options.url)
-            config = self._server.json(f"{self._path}/config", missing={})
-            _check_hash(config, self.spec, options.url)
+            _check_model(self._server.metadata(), self.spec, options.url)
+            _check_hash(self._server.configuration(), self.spec, options.url)
         except BackendError:
             self.close()
             raise
@@ -67,26 +85,14 @@ class ServerRuntime:
         check_open(self._server, self.spec, self._process)
         check_images(images, self.spec)
         assert self._server is not None
-        tensor, outputs = self.spec.input, (self.spec.output.map_name, self.spec.output.score_name)
-        body = np.ascontiguousarray(images).tobytes()
-        entry = {"name": tensor.name, "datatype": "UINT8", "shape": list(images.shape)}
-        asked = {
-            "inputs": [{**entry, "parameters": {"binary_data_size": len(body)}}],
-            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
-        }
-        head = json.dumps(asked).encode()
-        limit = 4 * len(images) * (math.prod(self.spec.map_size) + 1) + SPARE
-        headers = {HEADER: str(len(head)), "Content-Type": "application/octet-stream"}
-        answer, content = self._server.ask(
-            "POST", f"{self._path}/infer", head + body, headers, limit=limit
-        )
-        found = read_tensors(content, answer.get(HEADER.lower()), self._server.url)
+        outputs = self.spec.output.map_name, self.spec.output.score_name
+        found = self._server.infer(self.spec.input.name, images, outputs)
         missing = [name for name in outputs if name not in found]
         if missing:
-            raise BackendError(f"{self._server.url}: the answer has no output {missing[0]!r}.")
+            raise BackendError(f"{self._url}: the answer has no output {missing[0]!r}.")
         anomaly_map, score = (found[name] for name in outputs)
         # A server that makes batches itself may give each score an axis of its own.
-        return Prediction(anomaly_map, score.reshape(len(score)))
+        return Prediction(anomaly_map, score.reshape(-1))
 
     def close(self) -> None:
         """Close the connections."""
@@ -95,33 +101,20 @@ class ServerRuntime:
             self._server = None
 
 
-def read_tensors(
-    content: bytes, header_length: str | None, where: str
-) -> dict[str, NDArray[np.float32]]:
-    """Return the float tensors of an answer: JSON, and behind it the bytes of those that say so.
+def _open(options: ServerOptions, model: str, most: int) -> Transport:
+    """Return what asks about a model; an answer has at most so many bytes as ``most``."""
+    if not urlsplit(options.url).scheme.startswith("grpc"):
+        from destseg_deploy.runtime.server.over_http import HttpTransport
 
-    Raises:
-        BackendError: If it is no such answer.
-    """
+        return HttpTransport(options, model, most)
     try:
-        end = len(content) if header_length is None else int(header_length)
-        found, start = {}, end
-        for one in json.loads(content[:end])["outputs"]:
-            if one["datatype"] != "FP32":
-                continue
-            size = one.get("parameters", {}).get("binary_data_size")
-            if size is None:
-                values = np.asarray(one["data"], np.float32)
-            else:
-                values = np.frombuffer(content[start : start + size], "<f4")
-                start += size
-            # A copy: the bytes are read-only, and their order is the server's.
-            found[one["name"]] = np.array(values.reshape(one["shape"]), np.float32)
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        from destseg_deploy.runtime.server.over_grpc import GrpcTransport
+    except ModuleNotFoundError as error:
         raise BackendError(
-            f"{where}: the answer is none of KServe's protocol ({type(error).__name__}: {error})."
+            f"{options.url}: gRPC needs a package that is not installed ({error.name}). pip "
+            "install 'destseg-deploy[grpc]', or pass the server's http:// address."
         ) from error
-    return found
+    return GrpcTransport(options, model, most)
 
 
 def _check_model(said: dict[str, Any], spec: ModelSpec, where: str) -> None:

@@ -1,0 +1,1 @@
+"""The server back end: another program runs the artifact."""
