@@ -9,7 +9,7 @@ PIP_OPTIONS ?=
 # The newer Python of test-newer.
 NEWER ?= python3.12
 
-.PHONY: install builders demo gpu docs test test-deploy test-bench test-cpp test-export test-house test-ray test-arm64 test-newer test-triton lint types house format clean
+.PHONY: install builders demo gpu docs test test-deploy test-bench test-cpp test-export test-house test-ray test-arm64 test-gcc9 test-newer test-triton lint types house format clean
 
 install: $(VENV)/.installed
 
@@ -88,12 +88,22 @@ $(VENV)/.ray: setup.cfg constraints.txt $(VENV)/.installed
 	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ray,onnxruntime,train]' onnx pytest
 	touch $@
 
-# cpp/ for Linux on ARM, under qemu: apt-get install g++-aarch64-linux-gnu qemu-user-static.
+# cpp/ for Linux on ARM, under qemu. As root: apt-get install cmake g++-aarch64-linux-gnu qemu-user-static.
 test-arm64: $(VENV)/.arm64
 	DESTSEG_ARM64=1 $(BIN)/pytest tests/cpp/test_arm64.py
 
 $(VENV)/.arm64: $(VENV)/.installed
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/onnxruntimes --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --python-version 3.11 --only-binary :all: $(PINNED_ORT)
+	touch $@
+
+# cpp/ built by GCC 9, in a system of its own, Debian 11. As root: apt-get install debootstrap.
+DEBIAN ?= http://deb.debian.org/debian
+test-gcc9: $(VENV)/.gcc9
+	DESTSEG_GCC9=$(abspath $(VENV)/bullseye) $(BIN)/pytest tests/cpp/test_gcc9.py
+
+$(VENV)/.gcc9: $(VENV)/.installed
+	rm -rf $(VENV)/bullseye
+	debootstrap --variant=minbase --include=g++-9,cmake,make bullseye $(VENV)/bullseye $(DEBIAN)
 	touch $@
 
 # What runs without torch, under a newer Python: since 3.12 errors keep the frames that raised them alive

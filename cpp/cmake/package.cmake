@@ -10,9 +10,11 @@ set(DESTSEG_ASSEMBLY "" CACHE FILEPATH "Destseg.dll of cpp/csharp, for the NuGet
 if(WIN32)
   set(DESTSEG_RID win)
   set(DESTSEG_BESIDE ${CMAKE_INSTALL_BINDIR})
+  set(DESTSEG_FILE destseg.dll)
 else()
   string(TOLOWER ${CMAKE_SYSTEM_NAME} DESTSEG_RID)
   set(DESTSEG_BESIDE ${CMAKE_INSTALL_LIBDIR})
+  set(DESTSEG_FILE libdestseg${CMAKE_SHARED_LIBRARY_SUFFIX})
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   string(APPEND DESTSEG_RID -arm64)
@@ -56,7 +58,7 @@ endif()
 
 configure_file(cmake/destseg.nuspec.in destseg.nuspec @ONLY)
 install(FILES $<TARGET_FILE:destseg> DESTINATION ${DESTSEG_NATIVE}
-        RENAME $<TARGET_FILE_PREFIX:destseg>destseg$<TARGET_FILE_SUFFIX:destseg>
+        RENAME ${DESTSEG_FILE} # without generator expressions, which CMake 3.18 writes as they are
         COMPONENT nuget EXCLUDE_FROM_ALL)
 install(FILES ${PROJECT_BINARY_DIR}/destseg.nuspec ${PROJECT_SOURCE_DIR}/LICENSE
               ${PROJECT_SOURCE_DIR}/README.md DESTINATION . COMPONENT nuget EXCLUDE_FROM_ALL)

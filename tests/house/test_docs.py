@@ -42,6 +42,10 @@ OTHERS = {
     ".venv/Scripts/Activate.ps1": "Windows",
     "Set-ExecutionPolicy": "Windows",
     "Invoke-Item": "Windows",
+    "Copy-Item": "Windows",
+    "build-inspection/Release/inspect_one": "Windows",
+    "nuget pack": "not ours, and not installed",
+    "dotnet pack": "as nuget; cpp/README.md tells what was tried by hand",
 }
 """Beginnings of lines that are no commands of ours -> where they are checked, or why nowhere."""
 
