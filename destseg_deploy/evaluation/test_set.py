@@ -28,6 +28,7 @@ from destseg_deploy.evaluation.metrics import (
 )
 from destseg_deploy.evaluation.ranking import rank_images, rank_pixels
 from destseg_deploy.predictor import Predictor
+from destseg_deploy.spec import ModelSpec
 
 TABLE_S1 = (20, 50, 100, 200)
 """The values of T in Table S1 of the paper's supplement; 100 is the one it adopts."""
@@ -57,6 +58,9 @@ class TestSet:
         scores: float32 (N,).
         maps: float32 (N, H, W), at the size the artifact returns.
         masks: bool (N, H, W), or None for a category without ground truth.
+        pixels_per_t: Pixels of a map that stand for one of a network's image of 256 x 256, in which
+            the paper counts T. None for maps that show one image of the network each; with tiles, a
+            map shows several.
     """
 
     __test__ = False  # pytest would collect a class of this name as tests
@@ -65,6 +69,7 @@ class TestSet:
     scores: NDArray[np.float32]
     maps: NDArray[np.float32]
     masks: NDArray[np.bool_] | None
+    pixels_per_t: float | None = None
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -202,7 +207,13 @@ def score_test_set(
         scores.append(prediction.score[0])
         maps.append(prediction.anomaly_map[0])
         report(len(maps), len(samples), samples[len(maps) - 1].image.name)
-    return TestSet(tuple(samples), np.array(scores, np.float32), np.stack(maps), masks)
+    unit = _pixels_per_t(predictor.spec)
+    return TestSet(tuple(samples), np.array(scores, np.float32), np.stack(maps), masks, unit)
+
+
+def _pixels_per_t(spec: ModelSpec) -> float:
+    network = spec.network.height * spec.network.width
+    return network / PAPER_PIXELS * math.prod(spec.map_size) / math.prod(spec.working_size)
 
 
 def compute_metrics(test: TestSet) -> Evaluation:
@@ -263,14 +274,15 @@ def sweep_top_k(test: TestSet, ts: Sequence[int] = TABLE_S1) -> tuple[TopKRow, .
 
     Args:
         test: A scored test set.
-        ts: Numbers of pixels, each belonging to a map of 256 x 256.
+        ts: Numbers of pixels, each belonging to a network's image of 256 x 256.
 
     Raises:
         MetricError: As ``check_ts``, or if a map holds NaN.
     """
     check_ts(ts)
     height, width = test.maps.shape[1:]
-    return tuple(_top_k_row(test, t, max(1, round(t * height * width / PAPER_PIXELS))) for t in ts)
+    unit = test.pixels_per_t or height * width / PAPER_PIXELS
+    return tuple(_top_k_row(test, t, max(1, round(t * unit))) for t in ts)
 
 
 def check_ts(ts: Sequence[int]) -> None:

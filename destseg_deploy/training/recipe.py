@@ -55,6 +55,8 @@ class Recipe:
             category's rotation in the paper, or ``none`` for what is not in the paper.
         holdout: Share of the normal images, in [0, 1), that is kept from training to set the
             threshold.
+        top_k: Pixels of the map whose mean is the score, T of the paper. None takes the paper's
+            100 at 256 px and the same share elsewhere.
         seed: Seed of weights, order and anomalies.
     """
 
@@ -102,6 +104,12 @@ class Recipe:
         "Share of normal images that is kept from training to set the threshold.",
         unset=PRESET,
     )
+    top_k: int | None = option(
+        None,
+        "Highest pixels of the map whose mean is the score; about the area of the smallest defect, "
+        "in pixels of the network.",
+        unset="100 at 256 px, as in the paper, and the same share elsewhere",
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,6 +125,8 @@ class Recipe:
         check_option(self.decay in DECAYS, "decay", self.decay, " or ".join(DECAYS))
         check_option(self.gamma >= 0, "gamma", self.gamma, "at least 0")
         check_option(0 <= self.holdout < 1, "holdout", self.holdout, "a share in [0, 1)")
+        good = self.top_k is None or 1 <= self.top_k <= self.size**2
+        check_option(good, "top_k", self.top_k, f"1 to {self.size**2}, the pixels of the network")
         check_option(
             self.rotation in (None, *ROTATIONS), "rotation", self.rotation, ", ".join(ROTATIONS)
         )
@@ -141,12 +151,14 @@ class Recipe:
     def entries(self) -> dict[str, Any]:
         """Return the fields as plain values.
 
-        Without tiles, those about tiles are left out: such a run is the same as one of an earlier
-        version, which did not know them.
+        Without tiles, those about tiles are left out, and so is a ``top_k`` that was not given:
+        such a run is the same as one of an earlier version, which did not know them.
         """
         values = asdict(self)
         if self.scale is None:
             del values["scale"], values["overlap"], values["crops"]
+        if self.top_k is None:
+            del values["top_k"]
         return values
 
     @property
@@ -313,8 +325,8 @@ def make_recipe(preset: str = PAPER, **changes: Any) -> Recipe:
     """Return a preset with some of its values changed; None leaves a value unchanged.
 
     A recipe with a changed schedule is named ``custom``, so that reports never call it the paper's.
-    Seed, rotation and held-out images do not belong to the schedule. A larger batch lowers the
-    student's learning rate unless that is given, too: its loss is summed over the batch.
+    Seed, rotation, held-out images and the score do not belong to the schedule. A larger batch
+    lowers the student's learning rate unless that is given, too: its loss is summed over the batch.
 
     Raises:
         TrainingError: If the preset is unknown or a value cannot be trained with.
@@ -326,5 +338,5 @@ def make_recipe(preset: str = PAPER, **changes: Any) -> Recipe:
     if (batch := given.get("batch_size", 0)) > base.batch_size:
         given = {"student_lr": base.student_lr * base.batch_size / batch, **given}
     recipe = replace(base, **given)
-    same = {name: getattr(base, name) for name in ("seed", "rotation", "holdout")}
+    same = {name: getattr(base, name) for name in ("seed", "rotation", "holdout", "top_k")}
     return recipe if replace(recipe, **same) == base else replace(recipe, name="custom")

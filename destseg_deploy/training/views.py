@@ -49,12 +49,14 @@ class View:
 
     Attributes:
         network: Size of the network's images; of a tile, with a tiling.
+        top_k: Pixels of the map whose mean is the score.
         frame: Size of the frames; None where frames of any size are resized to the network's.
         tiling: How a frame is cut; None where the network sees all of it.
         region: The part of a frame that is inspected; None for all of it.
     """
 
     network: Size
+    top_k: int
     frame: Size | None = None
     tiling: TilingSpec | None = None
     region: RegionSpec | None = None
@@ -69,13 +71,13 @@ class View:
     def entries(self) -> dict[str, Any]:
         """Return the entries of the checkpoint's spec that differ from a whole-frame network's."""
         if self.frame is None:
-            return {}
+            return {"output": OutputSpec(*self.network, self.top_k)}
         grid = self.grid
         working, tiles = (self.network, 1) if grid is None else (grid.working, grid.count)
         batch = BatchRange(1, 1, max(1, MOST_AT_ONCE // tiles))
         return {
             "input": InputSpec(*self.frame, batch),
-            "output": OutputSpec(*working, default_top_k(*self.network)),
+            "output": OutputSpec(*working, self.top_k),
             "tiling": self.tiling,
             "region": self.region,
         }
@@ -103,18 +105,19 @@ def find_view(paths: Sequence[Path], recipe: Recipe, region: str | None = None) 
             small for a score.
     """
     network = (recipe.size, recipe.size)
+    top_k = recipe.top_k or default_top_k(*network)
     if recipe.tiling is None and region is None:
-        return View(network)
+        return View(network, top_k)
     frame = _common_size(paths)
     found = None if region is None else RegionSpec.named(region)
     if isinstance(found, Path):
         found = RegionSpec.read_mask(found, frame)
-    view = View(network, frame, recipe.tiling, found)
+    view = View(network, top_k, frame, recipe.tiling, found)
     if view.tiling is not None:
         view.tiling.check(frame, network, str(paths[0].parent))
     if found is not None:
         grid = view.grid
-        found.check(frame, grid.working if grid else network, default_top_k(*network), "region")
+        found.check(frame, grid.working if grid else network, top_k, "region")
     return view
 
 

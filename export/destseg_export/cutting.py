@@ -110,3 +110,13 @@ def remark_scale(trained: ModelSpec, spec: ModelSpec, report: Callable[[str], No
             f"scale {now:g} is not {before:g}, with which this checkpoint was trained: the network "
             "sees parts of another size than it learned"
         )
+
+
+def remark_top_k(trained: ModelSpec, spec: ModelSpec, report: Callable[[str], None]) -> None:
+    """Say that the threshold was dropped, since the score is the mean of other pixels."""
+    before, now = trained.output.top_k, spec.output.top_k
+    if trained.threshold is not None and before != now:
+        report(
+            f"the score is the mean of {now} pixels, not of {before} as in training, so the "
+            "checkpoint's threshold does not fit and was left out: set one with destseg-threshold"
+        )

@@ -41,7 +41,7 @@ from destseg_deploy.spec import (
     writing,
 )
 from destseg_deploy.spec.contract import KEY, contract_of
-from destseg_export.cutting import Cut, remark_scale
+from destseg_export.cutting import Cut, remark_scale, remark_top_k
 from destseg_export.frames import Frames, verification_frames
 from destseg_export.graph.epsilon import keep_epsilon
 from destseg_export.half import convert as half
@@ -85,6 +85,7 @@ class OnnxOptions:
         precision: ``fp32``, ``fp16`` or ``bf16``, that of the convolutions; input and outputs are
             the same for all. None for fp32, and for engines fp16.
         cut: Tiles and region of the frames.
+        top_k: Pixels of the map whose mean is the score; the checkpoint's unless given.
     """
 
     category: str | None = None
@@ -94,6 +95,7 @@ class OnnxOptions:
     opset: int | None = None
     precision: str | None = None
     cut: Cut = field(default_factory=Cut)
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no graph can be made with.
@@ -154,6 +156,7 @@ def export_onnx(
     spec = served_spec(trained, chosen)
     spec.check(output.name)
     remark_scale(trained, spec, report)
+    remark_top_k(trained, spec, report)
     report(f"tracing {checkpoint.name}")
     proto = trace(model, spec, chosen.opset or OLDEST_OPSETS[precision])
     frames = verification_frames(verified.images, trained, spec.size, spec.tiles)
@@ -349,11 +352,14 @@ def served_spec(trained: ModelSpec, options: OnnxOptions | None = None) -> Model
         region=options.cut.region_of(trained, frame),
     )
     map_height, map_width = options.map_size or spec.working_size
+    top_k = trained.output.top_k if options.top_k is None else options.top_k
     return replace(
         spec,
         kind="onnx",
         category=options.category or trained.category,
-        output=OutputSpec(map_height, map_width, trained.output.top_k),
+        output=OutputSpec(map_height, map_width, top_k),
+        # The mean of other pixels is another score, and the checkpoint's threshold is not for it.
+        threshold=trained.threshold if top_k == trained.output.top_k else None,
         tools={**trained.tools, "torch": torch.__version__, "onnx": onnx.__version__},
     )
 

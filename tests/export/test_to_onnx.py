@@ -8,18 +8,27 @@ import onnx
 import pytest
 
 from destseg_deploy.data.resize import resize_image
-from destseg_deploy.errors import BackendError, ExportError, OutputError, ParityError, ShapeError
+from destseg_deploy.errors import (
+    BackendError,
+    ExportError,
+    OutputError,
+    ParityError,
+    ShapeError,
+    SpecError,
+)
 from destseg_deploy.files import sha256
 from destseg_deploy.loading import load
-from destseg_deploy.models.inference import PixelResize
+from destseg_deploy.models.destseg import DeSTSeg
+from destseg_deploy.models.inference import PixelResize, served_graph
 from destseg_deploy.spec import BatchRange, Budget, ModelSpec, Threshold, spec_path
 from destseg_deploy.spec.contract import ENTRIES
 from destseg_deploy.thresholds import set_threshold
 from destseg_export import to_onnx
+from destseg_export.cutting import remark_top_k
 from destseg_export.half import convert as half
 from destseg_export.half.emulate import open_graph
 from destseg_export.parity import Verification, check_parity, compare
-from destseg_export.to_onnx import OnnxOptions
+from destseg_export.to_onnx import OnnxOptions, served_spec
 from tests.export.conftest import CAMERA
 from tests.export.half.cases import SCALE, SPREAD, scale_student, with_opset
 from tests.export.mutants import MUTANTS
@@ -348,6 +357,31 @@ def test_a_wrong_conversion_is_refused_though_half_would_hide_it(
         to_onnx.export_onnx(
             checkpoint, tmp_path / "cable-fp16.onnx", options=FP16, verification=loose
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_score_of_other_pixels_leaves_the_threshold_out(checkpoint):
+    """The checkpoint's was set for the mean of 6 pixels."""
+    trained = ModelSpec.read(checkpoint)
+    said = []
+    for options, top_k, threshold in (
+        (OnnxOptions(), 6, trained.threshold),
+        (OnnxOptions(top_k=6), 6, trained.threshold),
+        (OnnxOptions(top_k=3), 3, None),
+    ):
+        spec = served_spec(trained, options)
+        remark_top_k(trained, spec, said.append)
+        assert (spec.output.top_k, spec.threshold) == (top_k, threshold)
+        assert served_graph(DeSTSeg(), spec).top_k == top_k
+    assert trained.threshold is not None
+    assert len(said) == 1
+    assert said[0].startswith("the score is the mean of 3 pixels, not of 6 as in training")
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 64 * 64 + 1])
+def test_a_score_of_impossible_pixels_is_refused(checkpoint, tmp_path, top_k):
+    with pytest.raises(SpecError, match=rf"output: top_k is {top_k}, expected 1 to 4096"):
+        to_onnx.export_onnx(checkpoint, tmp_path / "x.onnx", options=OnnxOptions(top_k=top_k))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -59,6 +59,13 @@ from destseg_export.cli.printing import Bar, report, tell
     help="Size of the returned map.  [default: the network's size; with tiles the scaled frame's]",
 )
 @click.option(
+    "--top-k",
+    type=int,
+    metavar="T",
+    help="Highest pixels of the map whose mean is the score; about the area of the smallest "
+    "defect, in pixels of the network.  [default: that of the training]",
+)
+@click.option(
     "--batch",
     type=batch,
     metavar="MIN:OPT:MAX",
@@ -88,6 +95,7 @@ def export(
     form: str,
     input_size: tuple[int, int] | None,
     map_size: tuple[int, int] | None,
+    top_k: int | None,
     batch: BatchRange | None,
     opset: int | None,
     scale: float | None,
@@ -116,7 +124,9 @@ def export(
     from destseg_export.to_onnx import OnnxOptions
 
     cut = Cut(scale, overlap, tile_batch, roi)
-    graph = checked(OnnxOptions)(category, input_size, map_size, batch, opset, precision, cut)
+    graph = checked(OnnxOptions)(
+        category, input_size, map_size, batch, opset, precision, cut, top_k
+    )
 
     bar = Bar("building")
     last: Path | None = None

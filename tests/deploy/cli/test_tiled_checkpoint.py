@@ -17,7 +17,13 @@ pytest.importorskip("torch")
 
 from destseg_deploy import load
 from destseg_deploy.cli.main import main
-from destseg_deploy.evaluation.test_set import TestSet, compute_metrics, score_test_set
+from destseg_deploy.evaluation.metrics import top_k_mean
+from destseg_deploy.evaluation.test_set import (
+    TestSet,
+    compute_metrics,
+    score_test_set,
+    sweep_top_k,
+)
 from destseg_deploy.models.weights import checkpoint_spec, save_checkpoint
 from destseg_deploy.spec import FileRecord, ModelSpec, RegionSpec, TilingSpec
 from destseg_deploy.thresholds import by_hand
@@ -49,7 +55,7 @@ def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiled(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 64 px tiles, with a region."""
-    view = View((64, 64), FRAME, TilingSpec(0.75, 16), RegionSpec(0, 0, 112, 96))
+    view = View((64, 64), 6, FRAME, TilingSpec(0.75, 16), RegionSpec(0, 0, 112, 96))
     spec = checkpoint_spec("plate", view.network, FileRecord("", ""), threshold=by_hand(0.5))
     path = tmp_path_factory.mktemp("tiled") / "plate.safetensors"
     save_checkpoint(model, replace(spec, **view.entries()), path)
@@ -77,6 +83,16 @@ def test_maps_and_masks_are_those_of_the_scaled_frame(scored: TestSet) -> None:
     assert scored.masks.shape == (6, *WORKING)
     assert scored.masks[3, 30:48, 30:48].all()
     assert scored.masks[3].sum() == 18 * 18
+
+
+def test_t_counts_pixels_of_a_tile(tiled: Path, scored: TestSet) -> None:
+    """Not of the frame, which has more of them."""
+    (adopted,) = sweep_top_k(scored, (100,))
+    used = ModelSpec.read(tiled).output.top_k
+    assert (adopted.k, adopted.image_auroc) == (used, compute_metrics(scored).image_auroc)
+    np.testing.assert_allclose(top_k_mean(scored.maps, used), scored.scores, atol=1e-6)
+    other = top_k_mean(scored.maps, 2 * used)
+    assert np.abs(other - scored.scores).min() > 1e-6, "control: any T would do"
 
 
 def test_evaluate_writes_its_report(

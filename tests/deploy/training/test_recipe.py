@@ -99,6 +99,8 @@ def test_tiles_overlap_by_a_quarter_unless_said() -> None:
         ({"segmentation_steps": -5}, "steps is -5, expected at least 1"),
         ({"holdout": 1.0}, r"holdout is 1\.0, expected a share"),
         ({"holdout": -0.1}, r"holdout is -0\.1, expected a share"),
+        ({"top_k": 0}, "top_k is 0, expected 1 to 65536, the pixels of the network"),
+        ({"size": 64, "top_k": 4097}, "top_k is 4097, expected 1 to 4096"),
         ({"rotation": "half"}, "rotation is half, expected none, slight, full"),
     ],
 )
@@ -116,8 +118,16 @@ def test_a_changed_schedule_is_not_called_the_papers(change: dict[str, object]) 
     assert make_recipe("paper", **change).name == "custom"
 
 
-def test_seed_rotation_and_holdout_leave_the_schedule_the_papers() -> None:
-    assert make_recipe("paper", seed=7, rotation="full", holdout=0.1).name == "paper"
+def test_seed_rotation_holdout_and_score_leave_the_schedule_the_papers() -> None:
+    assert make_recipe("paper", seed=7, rotation="full", holdout=0.1, top_k=9).name == "paper"
+
+
+def test_a_score_of_other_pixels_is_another_run() -> None:
+    """It decides the threshold. Unless it is given, a run is the same as of an earlier version."""
+    plain, other = make_recipe("quick"), make_recipe("quick", top_k=9)
+    assert "top_k" not in plain.entries()
+    assert other.entries() == {**plain.entries(), "top_k": 9}
+    assert Recipe(**other.entries()) == other
 
 
 def test_the_rotation_is_the_papers_for_its_categories_unless_given() -> None:

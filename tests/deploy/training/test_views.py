@@ -19,7 +19,7 @@ from destseg_deploy.data.resize import resize_image
 from destseg_deploy.data.synthesis import FILL, Draw, draw, middle, synthesize, turn_margin
 from destseg_deploy.errors import DataError, DestsegError, SpecError
 from destseg_deploy.models.inference import PixelResize
-from destseg_deploy.spec import RegionSpec, TileGrid, TilingSpec
+from destseg_deploy.spec import OutputSpec, RegionSpec, TileGrid, TilingSpec
 from destseg_deploy.training import views
 from destseg_deploy.training.recipe import Recipe
 from destseg_deploy.training.views import View, crops_per_frame, find_view, read_view
@@ -104,7 +104,7 @@ def test_a_frame_as_large_as_a_tile_gives_one_crop(frames: list[Path]) -> None:
     assert small.grid is not None
     assert small.grid.working == (64, 81)
     (frame,) = tall
-    square = View((64, 64), FRAME, TilingSpec(0.5, 0))
+    square = View((64, 64), 6, FRAME, TilingSpec(0.5, 0))
     with pytest.raises(SpecError, match="smaller than a tile"):
         _ = square.grid
     exact = resize_image(read_image(frame), (64, 81))
@@ -208,7 +208,7 @@ def test_frames_of_two_sizes_name_the_first_that_differs(
     paths = [*frames, tmp_path / "b.png", tmp_path / "c.png"]
     with pytest.raises(DataError, match=r"b\.png: 80x120 pixels, and 0\.png has 152x120"):
         find_view(paths, TILED)
-    assert find_view(paths, TINY) == View((64, 64))  # whole frames are resized
+    assert find_view(paths, TINY) == View((64, 64), 6)  # whole frames are resized
 
 
 def test_a_frame_smaller_than_a_tile_says_what_to_do(frames: list[Path]) -> None:
@@ -219,8 +219,17 @@ def test_a_frame_smaller_than_a_tile_says_what_to_do(frames: list[Path]) -> None
 
 def test_whole_frames_are_as_before(frames: list[Path]) -> None:
     view = find_view(frames, TINY)
-    assert view.entries() == {} == view.identity()
+    assert view.entries() == {"output": OutputSpec(64, 64, 6)}
+    assert view.identity() == {}
     assert read_view(frames, view, TINY).shape == (3, 64, 64, 3)
+
+
+@pytest.mark.parametrize("recipe", [TINY, TILED])
+def test_the_score_is_the_mean_of_as_many_pixels_as_asked_for(
+    frames: list[Path], recipe: Recipe
+) -> None:
+    assert find_view(frames, recipe).entries()["output"].top_k == 6
+    assert find_view(frames, replace(recipe, top_k=3)).entries()["output"].top_k == 3
 
 
 def test_few_crops_are_kept_where_memory_or_samples_are_few(
