@@ -106,8 +106,8 @@ class Recipe:
     )
     top_k: int | None = option(
         None,
-        "Highest pixels of the map whose mean is the score; about the area of the smallest defect, "
-        "in pixels of the network.",
+        "Highest pixels of the map whose mean is the score; fewer for small defects, see "
+        "destseg-evaluate --sweep-t.",
         unset="100 at 256 px, as in the paper, and the same share elsewhere",
     )
     seed: int = 0

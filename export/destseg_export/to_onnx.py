@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -339,7 +340,8 @@ def served_spec(trained: ModelSpec, options: OnnxOptions | None = None) -> Model
     """Return the spec of a graph to be made from a checkpoint.
 
     Raises:
-        ExportError, SpecError: If its frames cannot be cut as the options say.
+        ExportError, SpecError: If its frames cannot be cut as the options say, or the map has fewer
+            pixels than the score needs.
     """
     options = options or OnnxOptions()
     frame = options.cut.frame(trained, options.input_size)
@@ -353,6 +355,12 @@ def served_spec(trained: ModelSpec, options: OnnxOptions | None = None) -> Model
     )
     map_height, map_width = options.map_size or spec.working_size
     top_k = trained.output.top_k if options.top_k is None else options.top_k
+    pixels = math.prod(spec.working_size)
+    if not 1 <= top_k <= pixels:
+        raise ExportError(
+            f"top_k {top_k}: expected 1 to {pixels}, the pixels of the map that the score is "
+            "taken from. Change --top-k."
+        )
     return replace(
         spec,
         kind="onnx",

@@ -1,7 +1,11 @@
 """The library for Linux on 64 bit ARM: cross-compiled, run by qemu with ONNX Runtime's ARM wheel.
 
-Its float32 kernels add in another order than those of x86, so scores agree to 1e-6 and not in bits.
-Emulation is slow: ``make test-arm64`` runs this, and `make test` skips it.
+Its float32 kernels add in another order than those of x86, so scores do not agree in bits. Those of
+a trained network agree to 1e-6: 7.3e-7 on six images. The random one of this test amplifies every
+rounding: its float32 scores are up to 2.6e-6 from those of float64 on ARM, 1.9e-6 in ONNX Runtime
+on x86 and 2.9e-6 in PyTorch there.
+
+Emulation is slow: ``make test-arm64`` runs this, and ``make test`` skips it.
 """
 
 import importlib.metadata
@@ -32,7 +36,8 @@ CPU revision\t: 1
 
 """
 """/proc/cpuinfo of a Neoverse N1. qemu shows that of the host, where ONNX Runtime 1.32 crashes."""
-TOLERANCE = 1e-6
+TOLERANCE = 5e-6
+"""Two float32 answers that are as far from float64's as those named above, on either side of it."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def scores_of(programs: Path, artifact: Path, folder: Path) -> dict[str, float]:
     return {name: float(score) for name, score, _ in lines}
 
 
-def test_scores_on_arm_are_pythons_to_a_millionth(programs, onnx_artifact, tmp_path):
+def test_scores_on_arm_are_pythons_but_for_rounding(programs, onnx_artifact, tmp_path):
     """Another frame's score is further away than the tolerance: the control."""
     frames = {f"{i}.ppm": noise((64 + 9 * i, 64), i) for i in range(3)}
     folder = tmp_path / "frames"

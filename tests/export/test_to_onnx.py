@@ -14,7 +14,6 @@ from destseg_deploy.errors import (
     OutputError,
     ParityError,
     ShapeError,
-    SpecError,
 )
 from destseg_deploy.files import sha256
 from destseg_deploy.loading import load
@@ -380,7 +379,9 @@ def test_a_score_of_other_pixels_leaves_the_threshold_out(checkpoint):
 
 @pytest.mark.parametrize("top_k", [0, -1, 64 * 64 + 1])
 def test_a_score_of_impossible_pixels_is_refused(checkpoint, tmp_path, top_k):
-    with pytest.raises(SpecError, match=rf"output: top_k is {top_k}, expected 1 to 4096"):
+    with pytest.raises(
+        ExportError, match=rf"^top_k {top_k}: expected 1 to 4096, the pixels of the"
+    ):
         to_onnx.export_onnx(checkpoint, tmp_path / "x.onnx", options=OnnxOptions(top_k=top_k))
     assert list(tmp_path.iterdir()) == []
 

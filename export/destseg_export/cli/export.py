@@ -62,8 +62,8 @@ from destseg_export.cli.printing import Bar, report, tell
     "--top-k",
     type=int,
     metavar="T",
-    help="Highest pixels of the map whose mean is the score; about the area of the smallest "
-    "defect, in pixels of the network.  [default: that of the training]",
+    help="Highest pixels of the map whose mean is the score; fewer for small defects, see "
+    "destseg-evaluate --sweep-t.  [default: that of the training]",
 )
 @click.option(
     "--batch",
