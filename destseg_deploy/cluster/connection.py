@@ -19,6 +19,10 @@ from destseg_deploy.errors import BackendError
 REACH_S = 5.0
 """Time in which a cluster's port must answer. Ray itself tries for half a minute and more."""
 
+TRIES = 2
+"""Connections that are tried while a cluster cannot start the server of one. For it Ray forks a
+process that uses gRPC, and now and then the child ends before it begins (grpc/grpc#43055)."""
+
 STORE = 256 * 2**20
 """Bytes of shared memory of a local cluster. Only paths and answers pass through it."""
 
@@ -100,7 +104,7 @@ def _connect(ray: Any, on: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            _init(ray, log_to_driver=False, logging_level=logging.ERROR, **options)
         # It prints the ends of workers on stdout, among the results. No option stops that.
         with suppress(AttributeError):
             ray._private.worker.print_to_stdstream = _keep_quiet
@@ -114,6 +118,16 @@ def _connect(ray: Any, on: str) -> None:
         raise BackendError(f"{on}: cannot be used ({_line(error)}). {advice}") from error
     with suppress(ValueError, TypeError):
         signal.signal(signal.SIGTERM, before)
+
+
+def _init(ray: Any, **options: Any) -> None:
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if not left or "Starting Ray client server failed" not in str(error):
+                raise
 
 
 def _keep_quiet(*args: Any, **named: Any) -> None:

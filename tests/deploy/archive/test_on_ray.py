@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -160,3 +162,73 @@ def test_what_cannot_run_is_one_line(place, model, options, wanted):
     (line,) = done.stderr.strip().splitlines()
     assert wanted in line
     assert sorted((place / "one").iterdir()) == before
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return str(taken.getsockname()[1])
+
+
+def reached(port: str) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1):
+        return True
+    return False
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of a cluster that ``ray start`` began here, and its process."""
+    port, ray = free_port(), Path(sys.executable).with_name("ray")
+    # Ray's sockets lie below it, and their paths must be short.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        words = [
+            *(ray, "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", folder),
+            *("--port", free_port(), "--ray-client-server-port", port),
+            *("--include-dashboard=false", "--object-store-memory", str(2**27)),
+        ]
+        settings = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on the loopback address only
+            # Half a minute does not suffice Ray on a machine that does other things, too.
+            "RAY_raylet_start_wait_time_s": "240",
+            "GRPC_ENABLE_FORK_SUPPORT": "0",  # see docs/archives.md
+        }
+        log = Path(folder, "start.log")
+        with log.open("w") as out:
+            head = subprocess.Popen(words, env={**os.environ, **settings}, stdout=out, stderr=out)
+        try:
+            wait_for(
+                lambda: (
+                    head.poll() is not None
+                    or ("Ray runtime started" in log.read_text() and reached(port))
+                )
+            )
+            assert head.poll() is None, log.read_text()
+            yield f"ray://127.0.0.1:{port}", head
+        finally:
+            started = [*below(head.pid), head.pid]
+            head.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                head.wait(60)
+            for pid in filter(runs, started):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            head.wait(60)
+
+
+def test_a_cluster_of_ray_start_gives_the_same_answers_and_goes_on(place, cluster):
+    address, head = cluster
+    words = command(place, "there", "--on", address, "--workers", "2")
+    driver = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    try:
+        seen = wait_for(lambda: workers(head.pid) or driver.poll() is not None)
+        _, told = driver.communicate(timeout=600)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert "2 of 2000 images could not be scored" in told, told
+    assert driver.returncode == 1
+    assert seen is not True, "control: the cluster's workers answer, not this process"
+    assert answers(place / "there") == answers(place / "one")
+    wait_for(lambda: not workers(head.pid))
+    assert head.poll() is None, "the cluster is not the command's"
