@@ -415,16 +415,17 @@ def open_reference(model: DeSTSeg, trained: ModelSpec, spec: ModelSpec) -> Predi
     Args:
         model: The checkpoint's networks.
         trained: The checkpoint's spec.
-        spec: The artifact's, whose tiles and region the checkpoint need not have.
+        spec: The artifact's, whose tiles, region and score the checkpoint need not have.
     """
+    output = replace(trained.output, top_k=spec.output.top_k)
     if spec.tiling is None and spec.region is None:
-        return Predictor(PyTorchRuntime(model, trained))
+        return Predictor(PyTorchRuntime(model, replace(trained, output=output)))
     height, width = spec.working_size
     one = BatchRange(1, 1, 1)  # the tiles of one large frame fill the memory
     as_served = replace(
         trained,
         input=replace(spec.input, batch=one) if spec.tiling else spec.input,
-        output=replace(trained.output, height=height, width=width),
+        output=replace(output, height=height, width=width),
         tiling=spec.tiling,
         region=spec.region,
     )

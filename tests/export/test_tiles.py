@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 import onnx
 
 from destseg_deploy.errors import ExportError, ShapeError, SpecError
+from destseg_deploy.evaluation.metrics import top_k_mean
 from destseg_deploy.loading import load
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.options import OpenVinoOptions
@@ -82,6 +83,21 @@ def test_outside_of_the_region_is_0_and_the_answers_are_pytorchs(
     other = replace(other, output=replace(other.output, width=96))
     with open_reference(model, trained, other) as reference:
         assert np.abs(reference(shown).score - answers.score).max() > 1e-4
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_pytorch_scores_as_many_pixels_as_the_artifact(tiled_artifact, checkpoint, cut):
+    """Else an export with another T than the training's would be refused."""
+    model, trained = load_checkpoint(checkpoint)
+    spec = ModelSpec.read(tiled_artifact) if cut else served_spec(trained)
+    frames = np.random.default_rng(3).integers(0, 256, (2, *spec.size, 3), np.uint8)
+    for top_k in (1, 9):
+        wanted = replace(spec, output=replace(spec.output, top_k=top_k))
+        with open_reference(model, trained, wanted) as reference:
+            found = reference(frames)
+        np.testing.assert_allclose(found.score, top_k_mean(found.anomaly_map, top_k), atol=1e-6)
+        other = top_k_mean(found.anomaly_map, trained.output.top_k)
+        assert np.abs(found.score - other).min() > 1e-5, "control: the training's T"
 
 
 def test_inspect_names_tiles_and_region(tiled_artifact):
