@@ -112,11 +112,28 @@ def remark_scale(trained: ModelSpec, spec: ModelSpec, report: Callable[[str], No
         )
 
 
-def remark_top_k(trained: ModelSpec, spec: ModelSpec, report: Callable[[str], None]) -> None:
-    """Say that the threshold was dropped, since the score is the mean of other pixels."""
-    before, now = trained.output.top_k, spec.output.top_k
-    if trained.threshold is not None and before != now:
+def other_scores(trained: ModelSpec, spec: ModelSpec) -> str | None:
+    """Return why scores are others than in training, in words; None where they are the same.
+
+    A threshold of the training then says nothing about them.
+    """
+    before, now = (one.tiling.scale if one.tiling else None for one in (trained, spec))
+    if before is None and now is not None:
+        return "frames are cut into tiles, and were not in training"
+    if before != now:
+        return f"frames are scaled by {now:g}, and were by {before:g} in training"
+    if trained.output.top_k != spec.output.top_k:
+        return (
+            f"the score is the mean of {spec.output.top_k} pixels, and was of "
+            f"{trained.output.top_k} in training"
+        )
+    return None
+
+
+def remark_threshold(trained: ModelSpec, spec: ModelSpec, report: Callable[[str], None]) -> None:
+    """Say that the checkpoint's threshold was left out, and why."""
+    if trained.threshold is not None and (reason := other_scores(trained, spec)):
         report(
-            f"the score is the mean of {now} pixels, not of {before} as in training, so the "
-            "checkpoint's threshold does not fit and was left out: set one with destseg-threshold"
+            f"{reason}: the checkpoint's threshold does not fit and was left out; set one with "
+            "destseg-threshold"
         )

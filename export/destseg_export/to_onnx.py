@@ -42,7 +42,7 @@ from destseg_deploy.spec import (
     writing,
 )
 from destseg_deploy.spec.contract import KEY, contract_of
-from destseg_export.cutting import Cut, remark_scale, remark_top_k
+from destseg_export.cutting import Cut, other_scores, remark_scale, remark_threshold
 from destseg_export.frames import Frames, verification_frames
 from destseg_export.graph.epsilon import keep_epsilon
 from destseg_export.half import convert as half
@@ -157,7 +157,7 @@ def export_onnx(
     spec = served_spec(trained, chosen)
     spec.check(output.name)
     remark_scale(trained, spec, report)
-    remark_top_k(trained, spec, report)
+    remark_threshold(trained, spec, report)
     report(f"tracing {checkpoint.name}")
     proto = trace(model, spec, chosen.opset or OLDEST_OPSETS[precision])
     frames = verification_frames(verified.images, trained, spec.size, spec.tiles)
@@ -361,15 +361,14 @@ def served_spec(trained: ModelSpec, options: OnnxOptions | None = None) -> Model
             f"top_k {top_k}: expected 1 to {pixels}, the pixels of the map that the score is "
             "taken from. Change --top-k."
         )
-    return replace(
+    served = replace(
         spec,
         kind="onnx",
         category=options.category or trained.category,
         output=OutputSpec(map_height, map_width, top_k),
-        # The mean of other pixels is another score, and the checkpoint's threshold is not for it.
-        threshold=trained.threshold if top_k == trained.output.top_k else None,
         tools={**trained.tools, "torch": torch.__version__, "onnx": onnx.__version__},
     )
+    return replace(served, threshold=None) if other_scores(trained, served) else served
 
 
 @contextmanager

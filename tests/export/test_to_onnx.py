@@ -1,6 +1,7 @@
 """Exported graphs: form, parity, and what happens when one is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from destseg_deploy.files import sha256
 from destseg_deploy.loading import load
 from destseg_deploy.models.destseg import DeSTSeg
 from destseg_deploy.models.inference import PixelResize, served_graph
-from destseg_deploy.spec import BatchRange, Budget, ModelSpec, Threshold, spec_path
+from destseg_deploy.spec import BatchRange, Budget, ModelSpec, Threshold, TilingSpec, spec_path
 from destseg_deploy.spec.contract import ENTRIES
 from destseg_deploy.thresholds import set_threshold
 from destseg_export import to_onnx
-from destseg_export.cutting import remark_top_k
+from destseg_export.cutting import Cut, remark_threshold
 from destseg_export.half import convert as half
 from destseg_export.half.emulate import open_graph
 from destseg_export.parity import Verification, check_parity, compare
@@ -359,22 +360,39 @@ def test_a_wrong_conversion_is_refused_though_half_would_hide_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_score_of_other_pixels_leaves_the_threshold_out(checkpoint):
-    """The checkpoint's was set for the mean of 6 pixels."""
+TILES = Cut(0.5, 16)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "options", "reason"),
+    [
+        (None, OnnxOptions(), None),
+        (None, OnnxOptions(top_k=6), None),
+        (None, OnnxOptions(input_size=(200, 300)), None),
+        (None, OnnxOptions(top_k=3), "the score is the mean of 3 pixels, and was of 6 in training"),
+        (
+            None,
+            OnnxOptions(input_size=(200, 300), cut=TILES),
+            "frames are cut into tiles, and were",
+        ),
+        (0.5, OnnxOptions(), None),
+        (0.5, OnnxOptions(cut=Cut(overlap=8)), None),
+        (0.5, OnnxOptions(cut=Cut(0.75)), "frames are scaled by 0.75, and were by 0.5 in training"),
+    ],
+)
+def test_other_scores_leave_the_threshold_out(checkpoint, trained_on, options, reason):
+    """The checkpoint's was set for its own scores: here every frame could be NG, or none."""
     trained = ModelSpec.read(checkpoint)
-    said = []
-    for options, top_k, threshold in (
-        (OnnxOptions(), 6, trained.threshold),
-        (OnnxOptions(top_k=6), 6, trained.threshold),
-        (OnnxOptions(top_k=3), 3, None),
-    ):
-        spec = served_spec(trained, options)
-        remark_top_k(trained, spec, said.append)
-        assert (spec.output.top_k, spec.threshold) == (top_k, threshold)
-        assert served_graph(DeSTSeg(), spec).top_k == top_k
     assert trained.threshold is not None
-    assert len(said) == 1
-    assert said[0].startswith("the score is the mean of 3 pixels, not of 6 as in training")
+    if trained_on is not None:
+        frame = replace(trained.input, height=200, width=300)
+        trained = replace(trained, input=frame, tiling=TilingSpec(trained_on, 16))
+    spec, said = served_spec(trained, options), []
+    remark_threshold(trained, spec, said.append)
+    assert spec.threshold == (None if reason else trained.threshold)
+    assert len(said) == (reason is not None)
+    assert all(line.startswith(reason) for line in said)
+    assert served_graph(DeSTSeg(), spec).top_k == spec.output.top_k == (options.top_k or 6)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 64 * 64 + 1])

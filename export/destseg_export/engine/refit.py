@@ -169,6 +169,7 @@ def _export(
             batch=spec.input.batch,
             precision=spec.precision,
             cut=Cut.of_spec(spec),
+            top_k=spec.output.top_k,
         ),
         verification=verification,
         report=report,

@@ -73,9 +73,8 @@ def undo(proto: onnx.ModelProto, originals: Mapping[str, NDArray[np.float32]]) -
     halves = {str(v.name): v for v in half_values(model) if v.const_value is not None}
     if astray := sorted(halves.keys() ^ originals.keys()):
         raise ExportError(
-            f"{astray[0]}: the conversion rounded {len(originals)} constants, and the half graph "
-            f"has {len(halves)}, but this one is only among one of them. Export in fp32, and "
-            "report this."
+            f"{astray[0]}: {len(halves)} constants of the graph are half, and {len(originals)} "
+            "were rounded; this one is among one of them only. Export in fp32, and report this."
         )
     for name, value in halves.items():
         assert value.const_value is not None  # as chosen above

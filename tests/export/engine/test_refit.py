@@ -107,7 +107,7 @@ def test_a_checkpoint_is_exported_with_the_engines_contract(engine, screw, outpu
     assert asked == {
         "checkpoint": checkpoint, "verification": Verification(), "options": OnnxOptions(
             input_size=contract.size, map_size=contract.map_size, batch=contract.input.batch,
-            precision="fp16",
+            precision="fp16", top_k=contract.output.top_k,
         ),
     }  # fmt: skip
     assert (output.parent / "screw-fp16.onnx").is_file()
