@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal
 
 from destseg_deploy.errors import BackendError
@@ -31,23 +33,46 @@ class Fit:
 
     Attributes:
         suffixes: Of its artifacts.
-        devices: Kinds of device; the first unless another is asked for.
+        devices: Kind of device -> what opens an artifact there, by its name in ``runtime``; it
+            takes path, device and options. The first kind unless another is asked for.
         options: The class of its options.
         named: Whether it is only taken when its name or its options are given.
     """
 
     suffixes: tuple[str, ...]
-    devices: tuple[str, ...]
+    devices: Mapping[str, str]
     options: type[Options]
     named: bool = False
 
+    @property
+    def device(self) -> Device:
+        """Where it runs unless something else is asked for."""
+        return Device(next(iter(self.devices)))
+
 
 FITS = {
-    "onnxruntime": Fit((".onnx",), ("cpu", "cuda"), OrtOptions),
-    "openvino": Fit((".onnx", ".xml"), ("cpu", "gpu"), OpenVinoOptions),
-    "tensorrt": Fit((".engine",), ("cuda",), TensorRtOptions),
-    "pytorch": Fit((".safetensors", ".pckl", ".pth"), ("cpu", "cuda"), TorchOptions),
-    "server": Fit((".onnx", ".xml", ".engine", ".json"), ("cpu",), ServerOptions, named=True),
+    "onnxruntime": Fit(
+        (".onnx",),
+        {"cpu": "ort.runtime:OrtRuntime", "cuda": "ort.gpu_runtime:OrtGpuRuntime"},
+        OrtOptions,
+    ),
+    "openvino": Fit(
+        (".onnx", ".xml"),
+        dict.fromkeys(("cpu", "gpu"), "openvino_runtime:OpenVinoRuntime"),
+        OpenVinoOptions,
+    ),
+    "tensorrt": Fit((".engine",), {"cuda": "trt.runtime:TrtRuntime"}, TensorRtOptions),
+    "pytorch": Fit(
+        (".safetensors", ".pckl", ".pth"),
+        {"cpu": "torch_runtime:open_checkpoint", "cuda": "torch_gpu.runtime:open_on_gpu"},
+        TorchOptions,
+    ),
+    "server": Fit(
+        (".onnx", ".xml", ".engine", ".json"),
+        {"cpu": "server.runtime:ServerRuntime"},
+        ServerOptions,
+        named=True,
+    ),
 }
 """Back end -> what goes with it. The first that fits what was asked for is taken."""
 
@@ -97,10 +122,10 @@ def load(
     kind = None if options is None else type(options)
     chosen = choose_backend(path, backend, place, kind)
     fit = FITS[chosen]
-    place = place or Device(fit.devices[0])
+    place = place or fit.device
     options = options or fit.options()
     check_device(options, place)
-    return Predictor(_open(path, place, options))
+    return Predictor(_open(path, place, options, fit.devices[place.kind]))
 
 
 def _tuned(path: Path, backend: str | None, device: Device | None) -> tuple[str, Options]:
@@ -170,39 +195,16 @@ def _misfit(
     return None
 
 
-def _open(path: Path, device: Device, options: Options) -> Runtime:
-    """Open the runtime whose options these are; each back end is imported only here."""
-    if isinstance(options, OrtOptions):
-        if device.kind == "cuda":
-            from destseg_deploy.runtime.ort.gpu_runtime import OrtGpuRuntime
-
-            return OrtGpuRuntime(path, device, options)
-        from destseg_deploy.runtime.ort.runtime import OrtRuntime
-
-        return OrtRuntime(path, options)
-    if isinstance(options, OpenVinoOptions):
-        from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
-
-        return OpenVinoRuntime(path, device, options)
-    if isinstance(options, ServerOptions):
-        from destseg_deploy.runtime.server.runtime import ServerRuntime
-
-        return ServerRuntime(path, options)
-    if isinstance(options, TensorRtOptions):
-        from destseg_deploy.runtime.trt.runtime import TrtRuntime
-
-        return TrtRuntime(path, device, options)
+def _open(path: Path, device: Device, options: Options, room: str) -> Runtime:
+    """Import the back end that runs the artifact, and only this one; open it."""
     try:
-        import torch  # noqa: F401 - only asks whether it is there
-    except ImportError as error:
+        opened = resolve_name(f"destseg_deploy.runtime.{room}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise BackendError(
             f"{path}: a checkpoint needs PyTorch. pip install 'destseg-deploy[train]', or load the "
             "exported .onnx, which does not."
         ) from error
-    if device.kind == "cuda" and options.precision != "fp32":
-        from destseg_deploy.runtime.torch_gpu.runtime import PyTorchGpuRuntime
-
-        return PyTorchGpuRuntime(path, device, options)
-    from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
-
-    return PyTorchRuntime.open(path, device, options)
+    runtime: Runtime = opened(path, device, options)
+    return runtime

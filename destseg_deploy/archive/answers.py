@@ -84,7 +84,7 @@ class Work:
         kind = None if self.options is None else type(self.options)
         backend = choose_backend(self.artifact, self.backend, self.device, kind)
         fit = FITS[backend]
-        device, options = self.device or Device(fit.devices[0]), self.options or fit.options()
+        device, options = self.device or fit.device, self.options or fit.options()
         return replace(self, backend=backend, device=device, options=options)
 
     def open(self) -> Scorer:

@@ -53,7 +53,7 @@ class PyTorchRuntime:
         *,
         graph: type[InferenceGraph] = InferenceGraph,
     ) -> None:
-        """Take a model in memory; use ``open`` for a file.
+        """Take a model in memory; ``open_checkpoint`` takes a file.
 
         Raises:
             BackendError: If the device is not there, or PyTorch's threads are not (see
@@ -79,27 +79,6 @@ class PyTorchRuntime:
         )
         self._graph: InferenceGraph | None = served.to(self._device)
 
-    @classmethod
-    def open(
-        cls, path: Path, device: Device = CPU, options: TorchOptions | None = None
-    ) -> PyTorchRuntime:
-        """Load a checkpoint; in half precision, compare it with float32 before it is used.
-
-        Raises:
-            WeightsError: If the file is damaged or of another model, or half cannot hold it.
-            SpecError: If its spec is missing or of another file.
-            ParityError: If half's answers are too far from float32's.
-            BackendError: If the device is not there.
-        """
-        options = options or TorchOptions()
-        _set_threads(options, path.name)  # loading computes, too
-        model, spec = load_checkpoint(path)
-        runtime = cls(model, spec, device, options)
-        if options.precision != "fp32":
-            frames = parity_frames(spec, options.verify_images)
-            check_runtime(cls(model, spec, device), runtime, frames)
-        return runtime
-
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
         """Score images; see ``Runtime.infer``."""
         check_open(self._graph, self.spec, self._process)
@@ -121,6 +100,27 @@ class PyTorchRuntime:
     def close(self) -> None:
         """Drop the networks."""
         self._graph = None
+
+
+def open_checkpoint(
+    path: Path, device: Device = CPU, options: TorchOptions | None = None
+) -> PyTorchRuntime:
+    """Load a checkpoint; in half precision, compare it with float32 before it is used.
+
+    Raises:
+        WeightsError: If the file is damaged or of another model, or half cannot hold it.
+        SpecError: If its spec is missing or of another file.
+        ParityError: If half's answers are too far from float32's.
+        BackendError: If the device is not there.
+    """
+    options = options or TorchOptions()
+    _set_threads(options, path.name)  # loading computes, too
+    model, spec = load_checkpoint(path)
+    runtime = PyTorchRuntime(model, spec, device, options)
+    if options.precision != "fp32":
+        frames = parity_frames(spec, options.verify_images)
+        check_runtime(PyTorchRuntime(model, spec, device), runtime, frames)
+    return runtime
 
 
 def _set_threads(options: TorchOptions, name: str) -> None:

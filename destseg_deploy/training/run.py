@@ -20,7 +20,7 @@ from pathlib import Path
 from destseg_deploy.cluster.connection import connected
 from destseg_deploy.cluster.jobs import Bar, Notify, Seat, run_jobs
 from destseg_deploy.cluster.place import Place
-from destseg_deploy.data.datasets import DataSet, open_dataset
+from destseg_deploy.data.datasets import DataSet
 from destseg_deploy.data.seen import names_below
 from destseg_deploy.data.synthesis import PAPER_ROTATIONS
 from destseg_deploy.errors import TrainingError
@@ -238,7 +238,7 @@ def train(
     """
     output = Path(output)
     with nullcontext() if held else hold(output), computing_with(options.threads):
-        return _train(open_dataset(data), output, recipe, options, textures, report, notify, held)
+        return _train(data, output, recipe, options, textures, report, notify, held)
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def hold(output: Path, *, restart: bool = False) -> Iterator[None]:
 
 
 def _train(
-    data: DataSet,
+    data: Path | str | DataSet,
     output: Path,
     recipe: Recipe,
     options: TrainingOptions,
@@ -277,7 +277,7 @@ def _train(
     if not options.restart and (done := files.finished()):
         notify(f"{output}: trained with these options before; --restart trains it again")
         return done
-    if loss := files.replaced(data.source, restart=options.restart):
+    if loss := files.replaced(setup.data.source, restart=options.restart):
         notify(loss)
     files.reserve(setup.loop.model)
     state = None if options.restart and not held else files.read_state()

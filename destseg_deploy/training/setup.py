@@ -112,7 +112,7 @@ def open_bank(textures: Path | None, recipe: Recipe, device: str) -> TextureBank
 
 
 def prepare(
-    data: Path | DataSet,
+    data: Path | str | DataSet,
     recipe: Recipe,
     options: TrainingOptions = DEFAULTS,
     textures: Path | TextureBank | None = None,

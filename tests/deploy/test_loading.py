@@ -1,6 +1,8 @@
 """load picks the back end that runs what was asked for, and refuses everything else clearly."""
 
 import shutil
+import sys
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ RUNTIMES = {
     "onnxruntime": "destseg_deploy.runtime.ort.runtime.OrtRuntime",
     "openvino": "destseg_deploy.runtime.openvino_runtime.OpenVinoRuntime",
     "tensorrt": "destseg_deploy.runtime.trt.runtime.TrtRuntime",
-    "pytorch": "destseg_deploy.runtime.torch_runtime.PyTorchRuntime.open",
+    "pytorch": "destseg_deploy.runtime.torch_runtime.open_checkpoint",
     "server": "destseg_deploy.runtime.server.runtime.ServerRuntime",
 }
 
@@ -41,7 +43,10 @@ def _frames(*sizes):
 def opened(monkeypatch):
     """Every runtime notes its name and what it is given, and opens nothing."""
     noted = []
-    gpu = {"onnxruntime on a GPU": "destseg_deploy.runtime.ort.gpu_runtime.OrtGpuRuntime"}
+    gpu = {
+        "onnxruntime on a GPU": "destseg_deploy.runtime.ort.gpu_runtime.OrtGpuRuntime",
+        "pytorch on a GPU": "destseg_deploy.runtime.torch_gpu.runtime.open_on_gpu",
+    }
     for name, target in {**RUNTIMES, **gpu}.items():
 
         def note(*given, name=name):
@@ -55,7 +60,7 @@ def opened(monkeypatch):
 @pytest.mark.parametrize(
     ("file", "asked", "expected"),
     [
-        ("a.onnx", {}, ("onnxruntime", OrtOptions())),
+        ("a.onnx", {}, ("onnxruntime", CPU, OrtOptions())),
         ("a.onnx", {"device": "cuda:1"}, ("onnxruntime on a GPU", Device("cuda", 1), OrtOptions())),
         ("a.onnx", {"backend": "openvino"}, ("openvino", CPU, OpenVinoOptions())),
         ("a.onnx", {"device": "gpu"}, ("openvino", Device("gpu"), OpenVinoOptions())),
@@ -79,12 +84,12 @@ def opened(monkeypatch):
         (
             "a.json",
             {"options": ServerOptions("http://a:1")},
-            ("server", ServerOptions("http://a:1")),
+            ("server", CPU, ServerOptions("http://a:1")),
         ),
         (
             "a.pckl",
             {"device": "cuda", "options": TorchOptions(tf32=True)},
-            ("pytorch", Device("cuda"), TorchOptions(tf32=True)),
+            ("pytorch on a GPU", Device("cuda"), TorchOptions(tf32=True)),
         ),
     ],
 )
@@ -125,6 +130,23 @@ def test_what_does_not_fit_together_is_refused_in_one_line(tmp_path, opened, fil
     assert not opened
 
 
+def test_what_the_table_names_is_there():
+    pytest.importorskip("torch")
+    named = {name for fit in FITS.values() for name in fit.devices.values()}
+    assert len(named) == len(RUNTIMES) + 2  # ONNX Runtime and PyTorch have one for the GPU, too
+    assert all(callable(resolve_name(f"destseg_deploy.runtime.{name}")) for name in named)
+
+
+def test_a_checkpoint_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "destseg_deploy.runtime.torch_runtime", raising=False)
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    with pytest.raises(
+        BackendError, match=r"needs PyTorch\. pip install 'destseg-deploy\[train\]'"
+    ):
+        load(tmp_path / "a.safetensors")
+
+
 def test_every_back_end_has_its_row():
     assert tuple(FITS) == BACKENDS == tuple(RUNTIMES)
     kinds = [fit.options for fit in FITS.values()]
@@ -152,7 +174,7 @@ def test_what_is_no_path_is_refused(path):
 def test_a_suffix_counts_in_any_case(tmp_path, opened, name):
     (tmp_path / name).write_bytes(b"x")
     load(tmp_path / name)
-    assert opened == [("onnxruntime", OrtOptions())]
+    assert opened == [("onnxruntime", CPU, OrtOptions())]
 
 
 @pytest.mark.parametrize("name", ["model.plan", "model.json", "model"])

@@ -56,9 +56,9 @@ def test_load_follows_it(artifact, monkeypatch):
     runtime = "destseg_deploy.runtime.ort.runtime.OrtRuntime"
     from destseg_deploy.runtime.ort.runtime import OrtRuntime
 
-    def note(path, options):
+    def note(path, device, options):
         opened.append(options)
-        return OrtRuntime(path, options)
+        return OrtRuntime(path, device, options)
 
     monkeypatch.setattr(runtime, note)
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)

@@ -73,7 +73,6 @@ MAY_NEED = {
     "runtime/cuda/torch_device": {"torch"},
     "runtime/cuda/cuda_core_device": {"cuda"},
     "runtime/cuda/pycuda_device": {"pycuda"},
-    "loading": {"torch"},
     "training": {"torch", "safetensors"},
     "evaluation/curves": {"matplotlib"},
     "archive": {"pyarrow"},
@@ -82,7 +81,7 @@ MAY_NEED = {
     "serving/server": {"uvicorn"},
     "cli": {"click"},
 }
-"""Room or file -> heavy packages it may import; ``loading`` only asks whether torch is there."""
+"""Room or file -> heavy packages it may import."""
 
 
 def _imports(path: Path) -> set[str]:

@@ -142,9 +142,8 @@ def open_contender(one: Contender, frames: NDArray[np.uint8]) -> Iterator[Call]:
 
 def open_runtime(one: Contender) -> Predictor:
     """Open a contender's artifact in its runtime; errors are ``open_artifact``'s."""
-    if one.options is not None:
-        return load(one.artifact, device=one.device, options=one.options)
-    return open_artifact(one.artifact, one.back_end, device=one.device, threads=one.threads)
+    options = one.options or options_of(one.artifact, one.back_end, one.threads)
+    return load(one.artifact, device=one.device, options=options)
 
 
 def open_artifact(
@@ -163,9 +162,14 @@ def open_artifact(
             device is not there.
         SpecError, WeightsError: If the artifact cannot be read.
     """
+    return load(path, device=device, options=options_of(path, back_end, threads))
+
+
+def options_of(path: Path, back_end: str, threads: int) -> Options | None:
+    """Return the options that open an artifact; None for the defaults. See ``open_artifact``."""
     if back_end and back_end not in CPU_BACK_ENDS:
         raise BackendError(f"{back_end}: no back end. Expected one of {', '.join(CPU_BACK_ENDS)}.")
     options = CPU_BACK_ENDS.get(back_end, OrtOptions() if path.suffix.lower() == ".onnx" else None)
     if isinstance(options, OrtOptions | OpenVinoOptions):
         options = replace(options, threads=threads)
-    return load(path, device=device, options=options)
+    return options

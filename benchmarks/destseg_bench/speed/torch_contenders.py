@@ -111,10 +111,9 @@ def device_arrays(
     frames: NDArray[np.uint8], spec: ModelSpec, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return tensors on a GPU: the frames, and room for their maps and their scores."""
-    there = pick_device(device)
-    images = torch.from_numpy(frames).to(there)
-    maps = torch.empty((len(frames), *spec.map_size), device=there)
-    return images, maps, torch.empty(len(frames), device=there)
+    images = torch.from_numpy(frames).to(device)
+    maps = torch.empty((len(frames), *spec.map_size), device=device)
+    return images, maps, torch.empty(len(frames), device=device)
 
 
 def _in_precision(one: Contender, call: Call) -> Call:

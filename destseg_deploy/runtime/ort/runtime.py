@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
-from destseg_deploy.options import CPU, OrtOptions
+from destseg_deploy.options import CPU, Device, OrtOptions
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
 from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.ort.session import (
@@ -35,11 +35,12 @@ class OrtRuntime:
         placement: Provider -> operators that it runs; None where ONNX Runtime is too old to tell.
     """
 
-    def __init__(self, path: Path, options: OrtOptions | None = None) -> None:
+    def __init__(self, path: Path, device: Device = CPU, options: OrtOptions | None = None) -> None:
         """Open an artifact after checking it against its spec.
 
         Args:
             path: The ``.onnx`` file; its spec lies beside it.
+            device: The CPU; ``ort.gpu_runtime`` runs it on a GPU.
             options: See ``OrtOptions``; defaults unless given.
 
         Raises:
@@ -48,8 +49,8 @@ class OrtRuntime:
                 fit the CPU.
         """
         options = options or OrtOptions()
-        ort, self.spec = check_artifact(path, CPU, options)
-        self._session: Any = open_session(ort, path, self.spec, CPU, options)
+        ort, self.spec = check_artifact(path, device, options)
+        self._session: Any = open_session(ort, path, self.spec, device, options)
         self.placement = count_nodes(placed_nodes(self._session))
 
     def infer(self, images: NDArray[np.uint8]) -> Prediction:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
-from destseg_deploy.options import ServerOptions
+from destseg_deploy.options import Device, ServerOptions
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.text import printable
@@ -55,11 +55,12 @@ class Transport(Protocol):
 class ServerRuntime:
     """An artifact that runs elsewhere. Several threads may ask at once."""
 
-    def __init__(self, path: Path, options: ServerOptions) -> None:
+    def __init__(self, path: Path, device: Device, options: ServerOptions) -> None:
         """Read the spec and compare it with what the server says of its model.
 
         Args:
             path: The artifact or its spec. The artifact itself need not be here.
+            device: The CPU: the server chooses where it runs.
             options: Where the server is.
 
         Raises:

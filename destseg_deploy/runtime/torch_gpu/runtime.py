@@ -24,13 +24,14 @@ from destseg_deploy.models.half import HALVES, to_half
 from destseg_deploy.models.inference import InferenceGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.options import CUDA, Device, TorchOptions
+from destseg_deploy.runtime.base import Runtime
 from destseg_deploy.runtime.cuda.device import open_device
 from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Stream
 from destseg_deploy.runtime.cuda.runtime import GpuRuntime
 from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.parity import check_runtime, parity_frames
 from destseg_deploy.runtime.torch_gpu.layers import GpuLayers
-from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, switched
+from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, open_checkpoint, switched
 from destseg_deploy.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -250,3 +251,14 @@ class PyTorchGpuRuntime(GpuRuntime):
             raise
         finally:
             reference.close()
+
+
+def open_on_gpu(path: Path, device: Device, options: TorchOptions) -> Runtime:
+    """Open a checkpoint: in half precision with our kernels, in float32 as it was trained.
+
+    Raises:
+        WeightsError, SpecError, ParityError, BackendError: As the runtime that runs it.
+    """
+    if options.precision == "fp32":
+        return open_checkpoint(path, device, options)
+    return PyTorchGpuRuntime(path, device, options)

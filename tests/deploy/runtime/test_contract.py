@@ -19,16 +19,16 @@ ROUNDING = 5e-5
 
 
 def _pytorch(request):
-    from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
+    from destseg_deploy.runtime.torch_runtime import open_checkpoint
 
-    return PyTorchRuntime.open(request.getfixturevalue("checkpoint"))
+    return open_checkpoint(request.getfixturevalue("checkpoint"))
 
 
 def _pytorch_on_gpu(request):
     from destseg_deploy.options import CUDA
-    from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
+    from destseg_deploy.runtime.torch_runtime import open_checkpoint
 
-    return PyTorchRuntime.open(request.getfixturevalue("checkpoint"), CUDA)
+    return open_checkpoint(request.getfixturevalue("checkpoint"), CUDA)
 
 
 def _ort(request):

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, switched
+from destseg_deploy.runtime.torch_runtime import open_checkpoint, switched
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -38,7 +38,7 @@ def test_a_cpu_does_not_touch_it(monkeypatch):
 @pytest.mark.parametrize("tf32", [False, True])
 def test_a_checkpoint_infers_as_its_options_say_on_a_gpu(checkpoint, frames, monkeypatch, tf32):
     """The guard stands around the graph: told that its device were a GPU, it decides on TF32."""
-    runtime = PyTorchRuntime.open(checkpoint)
+    runtime = open_checkpoint(checkpoint)
     seen = []
     graph = runtime._graph
 
@@ -64,12 +64,12 @@ def test_threads_are_those_of_the_process(checkpoint):
 import torch
 from pathlib import Path
 from destseg_deploy.options import TorchOptions
-from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
+from destseg_deploy.runtime.torch_runtime import open_checkpoint
 wanted = torch.get_num_threads() + 1
 path = Path({str(checkpoint)!r})
-PyTorchRuntime.open(path, options=TorchOptions(threads=wanted)).close()
+open_checkpoint(path, options=TorchOptions(threads=wanted)).close()
 assert torch.get_num_threads() == wanted
-PyTorchRuntime.open(path).close()
+open_checkpoint(path).close()
 assert torch.get_num_threads() == wanted, "left alone unless given"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -52,7 +52,7 @@ class OrtBench:
         kind = device.partition(":")[0]
         self.module.placed = self.module.placed or PLACED[kind]
         if kind == "cpu":
-            return OrtRuntime(self.path, OrtOptions(**options))
+            return OrtRuntime(self.path, options=OrtOptions(**options))
         where = Device.parse(device.replace("tensorrt", "cuda"))
         return OrtGpuRuntime(self.path, where, OrtOptions(tensorrt=kind == "tensorrt", **options))
 
