@@ -409,6 +409,11 @@ class ServerOptions(Checked):
             BackendError: With what was expected.
         """
         super().__post_init__()
+        if "@" in self.url:  # not shown: it may hold a password, and errors end up in logs
+            raise BackendError(
+                "url: holds a user or a password (@), which is not supported. Expected "
+                "http://HOST:PORT; put a proxy that knows the password before the server."
+            )
         if not _is_server(self.url):
             raise BackendError(
                 f"url {self.url!r}: expected http://HOST:PORT or grpc://HOST:PORT of a server that "
@@ -425,7 +430,7 @@ def _is_server(url: str) -> bool:
         port = parts.port
     except ValueError:  # a port that is none
         return False
-    if not parts.hostname or port == 0 or parts.query or parts.username:
+    if not parts.hostname or port == 0 or parts.query:
         return False
     if parts.scheme in ("grpc", "grpcs"):
         return port is not None and parts.path in ("", "/")
