@@ -38,12 +38,14 @@ class Choice:
         precision: ``fp32``, or ``bf16`` with OpenVINO.
         threads: Threads within a call; 0 for the back end's choice.
         spinning: Whether ONNX Runtime's threads look for work before they sleep.
+        streams: Calls that OpenVINO computes at the same time; 0 for one after another.
     """
 
     backend: str
     precision: str = "fp32"
     threads: int = 0
     spinning: bool = True
+    streams: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what the back end does not have.
@@ -57,6 +59,7 @@ class Choice:
         check_count(self.threads, 0, 1024, "threads")
         if self.backend != "onnxruntime" and not self.spinning:
             raise SpecError(f"spinning is false, expected true with {self.backend}. {RESTORE}")
+        check_count(self.streams, 0, 1024 if self.backend == "openvino" else 0, "streams")
 
     @property
     def options(self) -> OrtOptions | OpenVinoOptions:
@@ -71,6 +74,7 @@ class Choice:
         words += [self.precision] if self.precision != "fp32" else []
         words += [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.threads else []
         words += [] if self.spinning else ["no spinning"]
+        words += [f"{self.streams} streams"] if self.streams else []
         return ", ".join(words)
 
 
@@ -112,13 +116,15 @@ class Measured:
 
     Attributes:
         batch: Images in a call.
+        cameras: Calls at the same time.
         images: Images that precisions were compared on.
-        milliseconds: Median of a call, as chosen.
-        default_milliseconds: Median of a call, as ``load`` opens the artifact without options.
+        milliseconds: Median until all of these calls have their answer, as chosen.
+        default_milliseconds: The same, as ``load`` opens the artifact without options.
         times_faster: Median over the rounds of the default's time divided by the choice's.
     """
 
     batch: int
+    cameras: int
     images: int
     milliseconds: float
     default_milliseconds: float

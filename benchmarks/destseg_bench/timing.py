@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,17 @@ def interleave(
             done += 1
             report(done, total, name)
     return seconds
+
+
+def at_once(call: Call, count: int, pool: Executor) -> Call:
+    """Return a call that makes ``count`` calls at the same time and waits for all of them."""
+    if count == 1:
+        return call  # on the calling thread: a pool would add its own time
+
+    def calls() -> object:
+        return [pending.result() for pending in [pool.submit(call) for _ in range(count)]]
+
+    return calls
 
 
 def summarize_timing(seconds: Sequence[float]) -> Timing:

@@ -86,8 +86,8 @@ typedef struct destseg_options {
   uint32_t struct_size; /* sizeof(destseg_options) */
   int32_t threads;      /* threads within one inference on a CPU; 0 leaves it to the back end */
   int32_t parallel;     /* calls on this handle that run at once, 1 to 64; 0 means 2 */
-  int32_t tuned;        /* 1: back end, precision, threads and spinning are what `destseg tune` found
-                           fastest on this machine and wrote beside the artifact, as
+  int32_t tuned;        /* 1: back end, precision, threads, spinning and streams are what `destseg tune`
+                           found fastest on this machine and wrote beside the artifact, as
                            <name>.tuning.json; leave them out then. The call fails where that was made
                            on another machine, for another file or with another version of the back
                            end. 0: they are as said here */

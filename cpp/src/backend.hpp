@@ -45,6 +45,7 @@ struct Request {
   // Of ONNX Runtime on a CPU only: where the threads beside the calling one run, and whether they spin.
   std::vector<int> worker_cores;
   bool spinning = true;
+  int streams = 0;     // calls that OpenVINO computes at the same time; 0 for one after another
   bool tuned = false;  // the above is what the artifact's tuning says
   Log log;
 };

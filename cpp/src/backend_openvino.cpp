@@ -195,6 +195,8 @@ class OpenVinoBackend final : public Backend {
                           {"INFERENCE_PRECISION_HINT", half ? "bf16" : "f32"}};
     if (request.threads > 0)
       properties.emplace_back("INFERENCE_NUM_THREADS", std::to_string(request.threads));
+    if (request.streams > 0)
+      properties.emplace_back("NUM_STREAMS", std::to_string(request.streams));
     // There are no exact INT8 kernels then; in float32, the rounded values add up rightly.
     if (spec_.precision == "int8" && probe.saturates()) {
       properties.emplace_back("LP_TRANSFORMS_MODE", "NO");

@@ -12,7 +12,7 @@
 namespace destseg_core {
 namespace {
 
-constexpr int kTuningFormat = 1, kMostThreads = 1024, kMostCores = 65536;
+constexpr int kTuningFormat = 1, kMostThreads = 1024, kMostStreams = 1024, kMostCores = 65536;
 
 // A tuning's file, entry by entry; every fault is named with its place.
 class File {
@@ -96,6 +96,7 @@ void follow_tuning(Request &request) {
                                : file.choice({"choice", "precision"}, {"fp32"});
   request.threads = file.count({"choice", "threads"}, 0, kMostThreads);
   request.spinning = file.boolean({"choice", "spinning"});
+  request.streams = file.count({"choice", "streams"}, 0, openvino ? kMostStreams : 0);
   if (openvino && !request.spinning) throw file.refuse("spinning is false, expected true with openvino");
   const std::string made = machine_of(file.text({"machine", "cpu"}),
                                       file.count({"machine", "cores"}, 1, kMostCores));

@@ -9,7 +9,7 @@
 
 namespace destseg_core {
 
-// Set back end, precision, threads and spinning as the tuning of request.path says. Throws Error
+// Set back end, precision, threads, spinning and streams as the tuning of request.path says. Throws Error
 // (backend) where there is none, it is damaged, or it was made on another machine.
 void follow_tuning(Request &request);
 

@@ -24,11 +24,13 @@ def artifact(packing, tmp_path):
 
 def write(artifact, choice=CHOICE):
     pytest.importorskip(choice.backend)
-    record, measured = FileRecord.of(artifact), Measured(1, 8, 10.0, 12.0, 1.2)
+    record, measured = FileRecord.of(artifact), Measured(1, 1, 8, 10.0, 12.0, 1.2)
     return Tuning(1, record, choice, Machine.here(choice.backend), measured).write(artifact)
 
 
-@pytest.mark.parametrize("choice", [CHOICE, Choice("openvino", threads=1)], ids=str)
+@pytest.mark.parametrize(
+    "choice", [CHOICE, Choice("openvino", threads=1), Choice("openvino", streams=2)], ids=str
+)
 def test_it_is_followed(library, artifact, choice):
     library.need(choice.backend)
     write(artifact, choice)
@@ -67,6 +69,7 @@ def test_a_reload_follows_the_tuning_of_the_other_file(library, artifact, tmp_pa
         ("choice", "precision", "bf16", 'precision is "bf16", expected fp32'),
         ("choice", "threads", -1, "threads is -1, expected 0 to 1024"),
         ("choice", "threads", "2", 'threads is "2", expected a whole number'),
+        ("choice", "streams", 2, "streams is 2, expected 0 to 0"),
         (None, "format", 2, "format is 2, expected 1 to 1"),
         (None, "choice", 3, "entry 'choice: backend' is missing"),
     ],

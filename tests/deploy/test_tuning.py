@@ -24,7 +24,7 @@ def write(artifact, choice=CHOICE, **changes):
         artifact=FileRecord.of(artifact),
         choice=choice,
         machine=Machine.here("onnxruntime"),
-        measured=Measured(1, 8, 10.0, 12.0, 1.2),
+        measured=Measured(1, 1, 8, 10.0, 12.0, 1.2),
     )
     return replace(found, **changes).write(artifact)
 
@@ -47,6 +47,8 @@ def test_it_is_read_as_it_was_written(artifact):
 def test_each_choice_is_the_options_of_its_back_end():
     assert Choice("openvino", "bf16", 2).options == OpenVinoOptions(threads=2, precision="bf16")
     assert str(Choice("openvino", "bf16", 2)) == "openvino, bf16, 2 threads"
+    assert Choice("openvino", streams=4).options == OpenVinoOptions(streams=4)
+    assert str(Choice("openvino", streams=4)) == "openvino, 4 streams"
     assert str(Choice("onnxruntime", spinning=False)) == "onnxruntime, no spinning"
 
 

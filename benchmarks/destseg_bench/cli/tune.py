@@ -23,13 +23,21 @@ from destseg_deploy.cli.options import FILE, FOLDER, bit_depth_option
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in a call."
 )
+@click.option(
+    "--cameras",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Calls at the same time, as several cameras make them.",
+)
 @bit_depth_option
-def tune(artifacts: tuple[Path, ...], images: Path, rounds: int, batch: int) -> None:
+def tune(artifacts: tuple[Path, ...], images: Path, rounds: int, batch: int, cameras: int) -> None:
     """Find how artifacts run fastest on this CPU.
 
     Tries ONNX Runtime and OpenVINO, the precisions that the CPU computes in, and numbers of
-    threads, in turns. bf16 competes only where its answers keep to the budget of precision. Of two
-    that cannot be told apart, the one nearer to the default is taken.
+    threads and, for several cameras, of streams, in turns. bf16 competes only where its answers
+    keep to the budget of precision. Of two that cannot be told apart, the one nearer to the default
+    is taken.
 
     Writes ARTIFACT's NAME.tuning.json beside it; --tuned, load(..., options="tuned") and the C++
     library follow it on this PC. Give the plain, the fused and the INT8 file together to compare
@@ -44,7 +52,9 @@ def tune(artifacts: tuple[Path, ...], images: Path, rounds: int, batch: int) -> 
     found = {}
     for artifact in dict.fromkeys(artifacts):
         with progress(f"tuning {artifact.name}") as advance:
-            tuning, trials = measure(artifact, frames, rounds=rounds, batch=batch, report=advance)
+            tuning, trials = measure(
+                artifact, frames, rounds=rounds, batch=batch, cameras=cameras, report=advance
+            )
         found[artifact] = tuning
         click.echo(tune_table(artifact, tuning, trials).text())
         say(f"written to {tuning.write(artifact)}")

@@ -25,7 +25,8 @@ def tune_table(artifact: Path, tuning: Tuning, trials: Sequence[Trial]) -> Table
         ("", mark),
     )
     size = tuning.measured
-    title = f"{artifact.name} on {tuning.machine.cpu}, batch {size.batch}: {tuning.choice}"
+    cameras = f", {size.cameras} cameras" if size.cameras > 1 else ""
+    title = f"{artifact.name} on {tuning.machine.cpu}, batch {size.batch}{cameras}: {tuning.choice}"
     notes = [f"{one.choice} skipped: {one.skipped}" for one in trials if one.skipped]
     gain = (
         f"{size.times_faster:.2f} times as fast as without options ({size.milliseconds:.1f} ms "

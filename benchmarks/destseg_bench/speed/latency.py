@@ -7,7 +7,7 @@ cameras does. A call then ends when all of them have their answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import product
@@ -25,6 +25,7 @@ from destseg_bench.timing import (
     Call,
     Contender,
     Timing,
+    at_once,
     ignore,
     interleave,
     summarize_timing,
@@ -76,7 +77,7 @@ def measure_latency(
             _opened(contenders, frames, batch, together) as (calls, skipped),
             ThreadPoolExecutor(together) as pool,
         ):
-            shared = {name: _together(call, together, pool) for name, call in calls.items()}
+            shared = {name: at_once(call, together, pool) for name, call in calls.items()}
             seconds = interleave(shared, rounds=rounds, warmup=warmup, settle=settle, report=report)
             timings = {name: summarize_timing(times) for name, times in seconds.items()}
         yield _rows(contenders, batch, together, timings, skipped)
@@ -161,17 +162,6 @@ def least_bytes(one: Contender, images: int) -> int:
         weights //= 2
     pixels = one.size[0] * one.size[1]
     return weights + images * (pixels * (3 + 4) + 4)
-
-
-def _together(call: Call, streams: int, pool: Executor) -> Call:
-    """Return a call that makes ``streams`` calls at the same time and waits for all."""
-    if streams == 1:
-        return call  # on the calling thread: a pool would add its own time
-
-    def calls() -> object:
-        return [pending.result() for pending in [pool.submit(call) for _ in range(streams)]]
-
-    return calls
 
 
 def _rows(

@@ -1,13 +1,14 @@
 """Tuning: try what a CPU can do with an artifact, in turns, and keep what is fastest.
 
 First back ends and precisions compete, each with its own choice of threads. Then the fastest one
-competes with other numbers of threads. Of two that the measurement cannot tell apart, the one that
-stands first stays, and the default stands first.
+competes with other numbers of threads and, for several cameras, of streams. Of two that the
+measurement cannot tell apart, the one that stands first stays, and the default stands first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from destseg_bench.speed.fusions import Ratio, paired_ratio
 from destseg_bench.speed.latency import stack_frames
-from destseg_bench.timing import Advance, ignore, interleave
+from destseg_bench.timing import Advance, at_once, ignore, interleave
 from destseg_deploy.environment import allowed_cores
 from destseg_deploy.errors import BackendError, DataError, ParityError
 from destseg_deploy.loading import load
@@ -62,6 +63,7 @@ def tune(
     *,
     rounds: int = 15,
     batch: int = 1,
+    cameras: int = 1,
     report: Advance = ignore,
 ) -> tuple[Tuning, list[Trial]]:
     """Find how an artifact runs fastest on this CPU.
@@ -71,6 +73,7 @@ def tune(
         images: At least two, of the part. Precisions are compared on up to ``COMPARED`` of them.
         rounds: Timed calls of each choice, in each of the two stages.
         batch: Images in a call.
+        cameras: Calls at the same time; what is timed ends when all of them have their answer.
         report: Called with the calls done in a stage, all of them, and the choice.
 
     Returns:
@@ -92,16 +95,24 @@ def tune(
         raise DataError(f"{len(images)} images, expected at least 2 to compare precisions on.")
     compared = stack_frames(images, spec.size, min(len(images), COMPARED))
     frames = compared[np.arange(batch) % len(compared)]
-    time_them = partial(
-        _time, artifact=artifact, compared=compared, frames=frames, rounds=rounds, report=report
-    )
-    first = time_them(kinds, "back ends")
-    default, best = next(iter(first.seconds)), _fastest(first.seconds)
-    second = time_them(list(dict.fromkeys((default, best, *_variations(best)))), "threads")
+    with ThreadPoolExecutor(cameras) as pool:
+        time_them = partial(
+            _time,
+            artifact=artifact,
+            compared=compared,
+            calls_of=lambda runtime: at_once(partial(runtime.infer, frames), cameras, pool),
+            rounds=rounds,
+            report=report,
+        )
+        first = time_them(kinds, "back ends")
+        default, best = next(iter(first.seconds)), _fastest(first.seconds)
+        others = dict.fromkeys((default, best, *_variations(best, cameras)))
+        second = time_them(list(others), "threads")
     chosen = _fastest(second.seconds)
     times, usual = second.seconds[chosen], second.seconds[default]
     measured = Measured(
         batch=batch,
+        cameras=cameras,
         images=len(compared),
         milliseconds=1e3 * median(times),
         default_milliseconds=1e3 * median(usual),
@@ -120,14 +131,16 @@ def compare_tuned(
     report: Advance = ignore,
 ) -> dict[Path, float]:
     """Return artifact -> median of a call in milliseconds, each as it was tuned, in turns."""
-    with ExitStack() as stack:
+    most = max(tuning.measured.cameras for tuning in found.values())
+    with ThreadPoolExecutor(most) as pool, ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
         for artifact, tuning in found.items():
             choice = tuning.choice
             predictor = load(artifact, backend=choice.backend, options=choice.options)
             stack.callback(predictor.close)
             frames = stack_frames(images, predictor.spec.size, tuning.measured.batch)
-            calls[str(artifact)] = partial(predictor.runtime.infer, frames)
+            call = partial(predictor.runtime.infer, frames)
+            calls[str(artifact)] = at_once(call, tuning.measured.cameras, pool)
         told = partial(_tell, report, "artifacts")
         seconds = interleave(calls, rounds=rounds, warmup=WARMUP, report=told)
     return {artifact: 1e3 * median(seconds[str(artifact)]) for artifact in found}
@@ -161,7 +174,7 @@ def _time(
     *,
     artifact: Path,
     compared: NDArray[np.uint8],
-    frames: NDArray[np.uint8],
+    calls_of: Callable[[Runtime], Callable[[], object]],
     rounds: int,
     report: Advance,
 ) -> _Stage:
@@ -186,7 +199,7 @@ def _time(
                 skipped[one] = str(error)
                 continue
             exact = answers if exact is None else exact
-            calls[str(one)] = partial(predictor.runtime.infer, frames)
+            calls[str(one)] = calls_of(predictor.runtime)
         if not calls:
             raise BackendError(f"{artifact}: no back end opens it. {next(iter(skipped.values()))}")
         told = partial(_tell, report, stage)
@@ -216,10 +229,17 @@ def _fastest(seconds: dict[Choice, list[float]]) -> Choice:
     return best
 
 
-def _variations(best: Choice) -> Iterator[Choice]:
-    """Yield the choice with other numbers of threads, and with threads that sleep at once."""
+def _variations(best: Choice, cameras: int = 1) -> Iterator[Choice]:
+    """Yield the choice with other threads: in another number, asleep at once, or in streams.
+
+    OpenVINO computes one call after another unless it has streams, each with its share of the
+    cores. ONNX Runtime computes calls at the same time anyway.
+    """
     cores = len(allowed_cores())
     for threads in sorted({cores, cores // 2, 1} - {0}, reverse=True):
         yield replace(best, threads=threads)
     if best.backend == "onnxruntime":
         yield replace(best, spinning=False)
+    elif cameras > 1:
+        for streams in sorted({min(cameras, cores), cameras} - {1}):
+            yield replace(best, streams=streams)

@@ -208,8 +208,8 @@ namespace Destseg
         public bool Spinning { get; set; } = true;
         /// <summary>Tickets of Submit that may be open, 1 to 1024; 0 means 16.</summary>
         public int Queue { get; set; }
-        /// <summary>Back end, precision, threads and spinning are what destseg tune found fastest on this
-        /// machine and wrote beside the artifact.</summary>
+        /// <summary>Back end, precision, threads, spinning and streams are what destseg tune found
+        /// fastest on this machine and wrote beside the artifact.</summary>
         public bool Tuned { get; set; }
         /// <summary>Receives what is reported, in any thread; it must return soon and not use the
         /// predictor. What it throws is dropped.</summary>

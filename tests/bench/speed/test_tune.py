@@ -1,6 +1,7 @@
 """Tuning takes what is faster beyond doubt, and says what it tried."""
 
 import json
+from threading import Barrier, current_thread, main_thread
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +11,7 @@ from destseg_bench.report.tune_table import tune_table
 from destseg_bench.speed import tune as module
 from destseg_bench.speed.tune import BACK_ENDS, _fastest, _variations, tune
 from destseg_deploy.errors import BackendError, DataError, ParityError
+from destseg_deploy.runtime.ort.runtime import OrtRuntime
 from destseg_deploy.tuning import Choice, tuned
 
 DEFAULT, OTHER, BF16 = BACK_ENDS
@@ -49,6 +51,30 @@ def test_threads_are_varied_within_the_cores(monkeypatch):
     assert list(_variations(DEFAULT))[-1] == Choice("onnxruntime", spinning=False)
     monkeypatch.setattr(module, "allowed_cores", lambda: [0])
     assert [one.threads for one in _variations(OTHER)] == [1]
+
+
+def test_streams_are_tried_where_several_cameras_ask_openvino(monkeypatch):
+    monkeypatch.setattr(module, "allowed_cores", lambda: list(range(2)))
+    assert [one.streams for one in _variations(OTHER, 4)] == [0, 0, 2, 4]
+    assert [one.streams for one in _variations(OTHER, 1)] == [0, 0]
+    assert not any(one.streams for one in _variations(DEFAULT, 4))
+
+
+def test_all_cameras_ask_at_the_same_time(artifact, images, monkeypatch):
+    """Each call waits for the other ones; one after another, they would wait in vain."""
+    meeting = Barrier(3, timeout=30)
+    timed(monkeypatch, lambda name: 1.0)
+
+    def ask(self, frames, really=OrtRuntime.infer):
+        if current_thread() is not main_thread():  # the comparison of precisions asks from here
+            meeting.wait()
+        return really(self, frames)
+
+    monkeypatch.setattr(module, "BACK_ENDS", (DEFAULT,))
+    monkeypatch.setattr(OrtRuntime, "infer", ask)
+    found, _ = tune(artifact, images, rounds=8, cameras=3)
+    assert found.measured.cameras == 3
+    assert ", 3 cameras: onnxruntime" in tune_table(artifact, found, []).text()
 
 
 def test_the_fastest_back_end_is_tried_with_other_threads(artifact, images, monkeypatch):
