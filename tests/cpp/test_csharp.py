@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,34 +10,9 @@ import pytest
 from PIL import Image
 
 from destseg_deploy.loading import load
-from tests.cpp.library import CPP, run
+from tests.cpp.csharp import compile_, mono
+from tests.cpp.library import CPP
 from tests.cpp.test_parity import noise, read, real_images, references, write_ppm
-
-
-def compile_(target: Path, *options: object) -> None:
-    run("mcs", "-langversion:7", "-warn:4", "-warnaserror", f"-out:{target}", *options)
-
-
-@pytest.fixture(scope="module")
-def assembly(library, tmp_path_factory) -> Path:
-    """Destseg.dll, with the library beside it."""
-    for tool in ("mcs", "mono"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed; apt-get install mono-mcs mono-runtime")
-    folder = tmp_path_factory.mktemp("csharp")
-    documentation = folder / "Destseg.xml"
-    sources = sorted((CPP / "csharp/Destseg").glob("*.cs"))
-    compile_(folder / "Destseg.dll", "-target:library", f"-doc:{documentation}", *sources)
-    shutil.copy(library.c._name, folder / "libdestseg.so")
-    return folder / "Destseg.dll"
-
-
-def mono(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = ["mono", str(program), *map(str, arguments)]
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(program.parent)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, encoding="utf-8"
-    )
 
 
 @pytest.fixture(scope="module")
