@@ -115,6 +115,14 @@ def test_the_program_refuses_with_one_line(program, onnx_artifact, tmp_path):
         assert re.fullmatch(r"Error: .*\n", done.stderr)
 
 
+def test_without_the_library_it_says_what_is_missing(assembly, onnx_artifact, tmp_path):
+    sources = [*(CPP / "csharp/Destseg").glob("*.cs"), *(CPP / "csharp/Inspect").glob("*.cs")]
+    compile_(tmp_path / "Alone.exe", *sources)
+    done = mono(tmp_path / "Alone.exe", onnx_artifact, tmp_path / "frame.ppm")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: destseg: its library was not found. Put destseg.dll")
+
+
 def test_real_images_have_pythons_scores(program, library, onnx_artifact, shared, tmp_path):
     """``DESTSEG_CPP_IMAGES`` sets how many; 160 were compared by hand."""
     library.need("onnxruntime")

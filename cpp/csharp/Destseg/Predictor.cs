@@ -21,7 +21,7 @@ namespace Destseg
         public Predictor(string path, Options options = null)
         {
             byte[] bytes = Bytes(path, "path");
-            uint abi = Native.destseg_abi_version();
+            uint abi = AbiVersion();
             if (abi != Native.AbiVersion)
                 throw new DestsegException(Status.Argument,
                     "destseg: its ABI is " + abi + ", this assembly was compiled for " +
@@ -315,6 +315,18 @@ namespace Destseg
             var bytes = new byte[length];
             Marshal.Copy(memory, bytes, 0, length);
             return Encoding.UTF8.GetString(bytes);
+        }
+
+        // The first call of the library: Mono's own words do not say what is missing.
+        private static uint AbiVersion()
+        {
+            try { return Native.destseg_abi_version(); }
+            catch (DllNotFoundException error)
+            {
+                throw new DllNotFoundException(
+                    "destseg: its library was not found. Put destseg.dll, on Linux libdestseg.so, beside " +
+                    "the program; on Linux, LD_LIBRARY_PATH may name its folder instead.", error);
+            }
         }
 
         private PredictorHandle Live
