@@ -375,7 +375,8 @@ class Predictor {
   }
 
   // Opens another artifact in this one's place; see destseg_reload. The one call that must not run at
-  // the same time as others of this object.
+  // the same time as others of this object. Where the maps of the two have other sizes, collect the
+  // tickets first.
   void reload(const std::string &path) {
     detail::check(destseg_reload(handle_.get(), path.c_str()));
     detail::check(destseg_get_info(handle_.get(), &info_));

@@ -20,6 +20,7 @@ from destseg_deploy.spec import (
     OutputSpec,
     Threshold,
 )
+from tests.cpp.csharp import compile_
 from tests.cpp.library import (
     CPP,
     Library,
@@ -99,6 +100,20 @@ def examples(prefix, tmp_path_factory) -> Path:
     )
     build(folder / "build")
     return folder / "build"
+
+
+@pytest.fixture(scope="session")
+def assembly(library, tmp_path_factory) -> Path:
+    """Destseg.dll for C#, with its documentation and the library beside it."""
+    for tool in ("mcs", "mono"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed; apt-get install mono-mcs mono-runtime")
+    folder = tmp_path_factory.mktemp("csharp")
+    documentation = folder / "Destseg.xml"
+    sources = sorted((CPP / "csharp/Destseg").glob("*.cs"))
+    compile_(folder / "Destseg.dll", "-target:library", f"-doc:{documentation}", *sources)
+    shutil.copy(library.c._name, folder / "libdestseg.so")
+    return folder / "Destseg.dll"
 
 
 def spec_of(path: Path, kind: str, size: tuple[int, int], **changes) -> ModelSpec:

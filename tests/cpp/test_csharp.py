@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,34 +10,9 @@ import pytest
 from PIL import Image
 
 from destseg_deploy.loading import load
-from tests.cpp.library import CPP, run
+from tests.cpp.csharp import compile_, mono
+from tests.cpp.library import CPP
 from tests.cpp.test_parity import noise, read, real_images, references, write_ppm
-
-
-def compile_(target: Path, *options: object) -> None:
-    run("mcs", "-langversion:7", "-warn:4", "-warnaserror", f"-out:{target}", *options)
-
-
-@pytest.fixture(scope="module")
-def assembly(library, tmp_path_factory) -> Path:
-    """Destseg.dll, with the library beside it."""
-    for tool in ("mcs", "mono"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed; apt-get install mono-mcs mono-runtime")
-    folder = tmp_path_factory.mktemp("csharp")
-    documentation = folder / "Destseg.xml"
-    sources = sorted((CPP / "csharp/Destseg").glob("*.cs"))
-    compile_(folder / "Destseg.dll", "-target:library", f"-doc:{documentation}", *sources)
-    shutil.copy(library.c._name, folder / "libdestseg.so")
-    return folder / "Destseg.dll"
-
-
-def mono(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = ["mono", str(program), *map(str, arguments)]
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(program.parent)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, encoding="utf-8"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +113,14 @@ def test_the_program_refuses_with_one_line(program, onnx_artifact, tmp_path):
         assert done.returncode == 1
         assert words in done.stderr
         assert re.fullmatch(r"Error: .*\n", done.stderr)
+
+
+def test_without_the_library_it_says_what_is_missing(assembly, onnx_artifact, tmp_path):
+    sources = [*(CPP / "csharp/Destseg").glob("*.cs"), *(CPP / "csharp/Inspect").glob("*.cs")]
+    compile_(tmp_path / "Alone.exe", *sources)
+    done = mono(tmp_path / "Alone.exe", onnx_artifact, tmp_path / "frame.ppm")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: destseg: its library was not found. Put destseg.dll")
 
 
 def test_real_images_have_pythons_scores(program, library, onnx_artifact, shared, tmp_path):

@@ -10,7 +10,8 @@ namespace Destseg
     {
         private static readonly Encoding Utf8 = new UTF8Encoding(false, true);
         private readonly PredictorHandle handle;
-        private NativeInfo info;
+        private readonly object reloading = new object();
+        private volatile Sizes sizes;
         private volatile bool closed;
 
         /// <summary>Opens an artifact, with its .json beside it.</summary>
@@ -19,15 +20,14 @@ namespace Destseg
         /// <exception cref="DestsegException">It cannot be opened; the message says why.</exception>
         public Predictor(string path, Options options = null)
         {
-            if (path == null) throw new ArgumentNullException("path");
-            uint abi = Native.destseg_abi_version();
+            byte[] bytes = Bytes(path, "path");
+            uint abi = AbiVersion();
             if (abi != Native.AbiVersion)
                 throw new DestsegException(Status.Argument,
                     "destseg: its ABI is " + abi + ", this assembly was compiled for " +
                     Native.AbiVersion + ". Use the two of one release.");
-            handle = Open(path, options ?? new Options());
-            info = new NativeInfo { StructSize = (uint)Marshal.SizeOf(typeof(NativeInfo)) };
-            Check(Native.destseg_get_info(handle, ref info));
+            handle = Open(bytes, options ?? new Options());
+            sizes = new Sizes(handle);
         }
 
         /// <summary>Version of the library, such as "0.1.0".</summary>
@@ -37,21 +37,21 @@ namespace Destseg
         public static string Backends { get { return Text(Native.destseg_backends()); } }
 
         /// <summary>Whether frames of any size are taken, and resized with the training's kernel.</summary>
-        public bool AnySize { get { return info.AnySize != 0; } }
+        public bool AnySize { get { return sizes.Info.AnySize != 0; } }
         /// <summary>Height of the input, in pixels.</summary>
-        public int Height { get { return info.Height; } }
+        public int Height { get { return sizes.Info.Height; } }
         /// <summary>Width of the input, in pixels.</summary>
-        public int Width { get { return info.Width; } }
+        public int Width { get { return sizes.Info.Width; } }
         /// <summary>Height of the returned maps.</summary>
-        public int MapHeight { get { return info.MapHeight; } }
+        public int MapHeight { get { return sizes.Info.MapHeight; } }
         /// <summary>Width of the returned maps.</summary>
-        public int MapWidth { get { return info.MapWidth; } }
+        public int MapWidth { get { return sizes.Info.MapWidth; } }
         /// <summary>Frames that are scored in one inference, when there are so many.</summary>
-        public int BatchSize { get { return info.BatchOpt; } }
+        public int BatchSize { get { return sizes.Info.BatchOpt; } }
         /// <summary>A frame of a greater score is NG; NaN without a threshold.</summary>
-        public double ThresholdScore { get { return info.ThresholdScore; } }
+        public double ThresholdScore { get { return sizes.Info.ThresholdScore; } }
         /// <summary>A pixel of a greater value is part of a defect; NaN without a threshold.</summary>
-        public double ThresholdPixel { get { return info.ThresholdPixel; } }
+        public double ThresholdPixel { get { return sizes.Info.ThresholdPixel; } }
 
         /// <summary>Scores one frame.</summary>
         public Prediction Infer(byte[] pixels, int height, int width, PixelFormat format, int stride = 0)
@@ -69,39 +69,41 @@ namespace Destseg
         /// <exception cref="DestsegException">A frame is refused, or the runtime failed.</exception>
         public Prediction Infer(params Frame[] frames)
         {
-            if (frames == null) throw new ArgumentNullException("frames");
+            frames = Own(frames);
             var pins = new List<GCHandle>();
             try
             {
-                var views = new NativeFrame[frames.Length];
-                for (int i = 0; i < frames.Length; ++i) views[i] = frames[i].View(pins);
+                NativeFrame[] views = Array.ConvertAll(frames, frame => frame.View(pins));
                 var results = EmptyResults(frames.Length);
-                var maps = new float[(long)frames.Length * MapHeight * MapWidth];
+                var maps = new float[frames.Length * sizes.MapPixels];
                 Run(Native.destseg_infer(
-                    handle, views, views.Length, results, maps, (UIntPtr)(ulong)maps.LongLength));
+                    Live, views, views.Length, results, maps, (UIntPtr)(ulong)maps.LongLength));
                 return new Prediction(this, frames, results, maps);
             }
             finally { foreach (GCHandle pin in pins) pin.Free(); }
         }
 
-        /// <summary>Opens another artifact in this one's place, with the same options. Calls that run
-        /// end with the old one.</summary>
+        /// <summary>Opens another artifact in this one's place, with the same options. Calls that run, and
+        /// tickets, end with the old one. When it fails, the old one stays. Where the maps of the two have
+        /// other sizes, let no other call begin while this one runs.</summary>
         public void Reload(string path)
         {
-            Run(Native.destseg_reload(handle, Utf8.GetBytes(path + "\0")));
-            var renewed = new NativeInfo { StructSize = (uint)Marshal.SizeOf(typeof(NativeInfo)) };
-            Run(Native.destseg_get_info(handle, ref renewed));
-            info = renewed;
+            byte[] bytes = Bytes(path, "path");
+            lock (reloading)
+            {
+                Run(Native.destseg_reload(Live, bytes));
+                sizes = new Sizes(Live);
+            }
         }
 
         /// <summary>Runs on grey images, so that the first frame takes no longer than the others.</summary>
-        public void WarmUp() { Run(Native.destseg_warm_up(handle)); }
+        public void WarmUp() { Run(Native.destseg_warm_up(Live)); }
 
         /// <summary>Where the time of the last call of Infer went.</summary>
         public Times GetTimes()
         {
             var times = new NativeTimes { StructSize = (uint)Marshal.SizeOf(typeof(NativeTimes)) };
-            Run(Native.destseg_get_times(handle, ref times));
+            Run(Native.destseg_get_times(Live, ref times));
             return new Times(times);
         }
 
@@ -109,18 +111,18 @@ namespace Destseg
         public Result Judge(float score)
         {
             var result = new NativeResult { StructSize = (uint)Marshal.SizeOf(typeof(NativeResult)) };
-            Run(Native.destseg_judge(handle, score, ref result));
+            Run(Native.destseg_judge(Live, score, ref result));
             return new Result(result);
         }
 
         /// <summary>A text of the artifact, such as "category" or "spec"; see destseg_get_text.</summary>
         public string GetText(string name)
         {
-            byte[] key = Utf8.GetBytes(name + "\0");
+            byte[] key = Bytes(name, "name");
             UIntPtr needed;
-            Run(Native.destseg_get_text(handle, key, null, UIntPtr.Zero, out needed));
+            Run(Native.destseg_get_text(Live, key, null, UIntPtr.Zero, out needed));
             var buffer = new byte[(int)needed.ToUInt64()];
-            Run(Native.destseg_get_text(handle, key, buffer, needed, out needed));
+            Run(Native.destseg_get_text(Live, key, buffer, needed, out needed));
             return Utf8.GetString(buffer, 0, buffer.Length - 1);
         }
 
@@ -145,7 +147,7 @@ namespace Destseg
             {
                 int count, pointCount;
                 found[0].StructSize = (uint)Marshal.SizeOf(typeof(NativeDefect));
-                Run(Native.destseg_defects(handle, map, height, width, threshold, found, found.Length,
+                Run(Native.destseg_defects(Live, map, height, width, threshold, found, found.Length,
                                              points, points.Length, out count, out pointCount));
                 if (count <= found.Length && pointCount <= points.Length)
                 {
@@ -164,7 +166,7 @@ namespace Destseg
             CheckMap(map);
             var target = new float[Math.Max(0L, (long)height * width)];
             Run(Native.destseg_map_at_frame(
-                handle, map, height, width, target, (UIntPtr)(ulong)target.LongLength));
+                Live, map, height, width, target, (UIntPtr)(ulong)target.LongLength));
             return target;
         }
 
@@ -175,16 +177,17 @@ namespace Destseg
         /// <returns>The ticket to collect the answers with, once; null when there was no room.</returns>
         public Ticket Submit(Frame[] frames, int timeoutMs = -1)
         {
-            if (frames == null) throw new ArgumentNullException("frames");
+            frames = Own(frames);
+            long mapPixels = sizes.MapPixels;
             var pins = new List<GCHandle>();
             try
             {
-                var views = Array.ConvertAll(frames, frame => frame.View(pins));
+                NativeFrame[] views = Array.ConvertAll(frames, frame => frame.View(pins));
                 ulong number;
-                Status status = Native.destseg_submit(handle, views, views.Length, timeoutMs, out number);
+                Status status = Native.destseg_submit(Live, views, views.Length, timeoutMs, out number);
                 if (status == Status.Timeout) return null;
                 Run(status);
-                return new Ticket(number, frames);
+                return new Ticket(number, frames, mapPixels);
             }
             finally
             {
@@ -202,8 +205,8 @@ namespace Destseg
             if (ticket == null) throw new ArgumentNullException("ticket");
             Frame[] frames = ticket.Frames;
             var results = EmptyResults(frames.Length);
-            var maps = new float[(long)frames.Length * MapHeight * MapWidth];
-            Status status = Native.destseg_wait(handle, ticket.Number, timeoutMs, frames.Length, results,
+            var maps = new float[frames.Length * ticket.MapPixels];
+            Status status = Native.destseg_wait(Live, ticket.Number, timeoutMs, frames.Length, results,
                                                 maps, (UIntPtr)(ulong)maps.LongLength);
             if (status == Status.Timeout) return null;
             Run(status);
@@ -219,8 +222,20 @@ namespace Destseg
 
         private void CheckMap(float[] map)
         {
-            if (map == null || map.LongLength < (long)MapHeight * MapWidth)
-                throw new ArgumentException("map: expected " + MapHeight + " * " + MapWidth + " values.");
+            if (map == null) throw new ArgumentNullException("map");
+            Sizes known = sizes;
+            if (map.LongLength != known.MapPixels)
+                throw new ArgumentException(
+                    "map: " + map.LongLength + " values, expected " + known.Info.MapHeight + " * " +
+                    known.Info.MapWidth + ". Pass a map of the artifact that is open.");
+        }
+
+        // The caller may use its array again while a ticket or a prediction needs what is in it.
+        private static Frame[] Own(Frame[] frames)
+        {
+            if (frames == null || Array.IndexOf(frames, null) >= 0)
+                throw new ArgumentNullException("frames");
+            return (Frame[])frames.Clone();
         }
 
         /// <summary>Closes the artifact, after the calls that run; a second call does nothing.</summary>
@@ -235,7 +250,7 @@ namespace Destseg
             handle.Dispose();
         }
 
-        private static PredictorHandle Open(string path, Options options)
+        private static PredictorHandle Open(byte[] path, Options options)
         {
             var native = new NativeOptions {
                 StructSize = (uint)Marshal.SizeOf(typeof(NativeOptions)), Threads = options.Threads,
@@ -250,7 +265,7 @@ namespace Destseg
                 native.Precision = Allocate(options.Precision);
                 native.WorkerCores = Allocate(options.WorkerCores);
                 PredictorHandle opened;
-                Check(Native.destseg_open(Utf8.GetBytes(path + "\0"), ref native, out opened));
+                Check(Native.destseg_open(path, ref native, out opened));
                 opened.Log = log;
                 return opened;
             }
@@ -274,10 +289,20 @@ namespace Destseg
             };
         }
 
+        // What follows a zero would not be seen by C.
+        private static byte[] Bytes(string text, string name)
+        {
+            if (text == null) throw new ArgumentNullException(name);
+            if (text.IndexOf('\0') >= 0)
+                throw new ArgumentException(name + ": holds a zero character, at " + text.IndexOf('\0') +
+                                            ". Pass the text without it.");
+            return Utf8.GetBytes(text + "\0");
+        }
+
         private static IntPtr Allocate(string text)
         {
             if (text == null) return IntPtr.Zero;
-            byte[] bytes = Utf8.GetBytes(text + "\0");
+            byte[] bytes = Bytes(text, "options");
             IntPtr memory = Marshal.AllocHGlobal(bytes.Length);
             Marshal.Copy(bytes, 0, memory, bytes.Length);
             return memory;
@@ -290,6 +315,27 @@ namespace Destseg
             var bytes = new byte[length];
             Marshal.Copy(memory, bytes, 0, length);
             return Encoding.UTF8.GetString(bytes);
+        }
+
+        // The first call of the library: Mono's own words do not say what is missing.
+        private static uint AbiVersion()
+        {
+            try { return Native.destseg_abi_version(); }
+            catch (DllNotFoundException error)
+            {
+                throw new DllNotFoundException(
+                    "destseg: its library was not found. Put destseg.dll, on Linux libdestseg.so, beside " +
+                    "the program; on Linux, LD_LIBRARY_PATH may name its folder instead.", error);
+            }
+        }
+
+        private PredictorHandle Live
+        {
+            get
+            {
+                if (closed) throw new ObjectDisposedException("Predictor");
+                return handle;
+            }
         }
 
         // What a call on the handle returned; one that Dispose came before is an error of .NET.
@@ -327,6 +373,9 @@ namespace Destseg
         /// <summary>The map of a frame: MapHeight * MapWidth values in [0, 1], row by row.</summary>
         public float[] Map(int index = 0)
         {
+            if (index < 0 || index >= frames.Length)
+                throw new ArgumentOutOfRangeException(
+                    "index", index, "expected 0 to " + (frames.Length - 1));
             int size = maps.Length / frames.Length;
             var map = new float[size];
             Array.Copy(maps, (long)index * size, map, 0, size);
@@ -336,22 +385,39 @@ namespace Destseg
         /// <summary>The defects of a frame, in its pixels, or in the whole frame's for a part; see Predictor.FindDefects.</summary>
         public Defect[] Defects(int index = 0, double threshold = -1)
         {
+            float[] map = Map(index);
             Frame frame = frames[index];
             return predictor.FindDefects(
-                Map(index), frame.Height, frame.Width, threshold, frame.X, frame.Y);
+                map, frame.Height, frame.Width, threshold, frame.X, frame.Y);
         }
     }
 
     /// <summary>The number of frames that were handed over by Submit.</summary>
     public sealed class Ticket
     {
-        internal Ticket(ulong number, Frame[] frames)
+        internal Ticket(ulong number, Frame[] frames, long mapPixels)
         {
             Number = number;
             Frames = frames;
+            MapPixels = mapPixels;
         }
 
         internal ulong Number { get; }
         internal Frame[] Frames { get; }
+        internal long MapPixels { get; } // a reload may change them before the answers are collected
+    }
+
+    // What an artifact takes and gives; replaced as a whole, so that other threads see no mixture.
+    internal sealed class Sizes
+    {
+        internal readonly NativeInfo Info = new NativeInfo {
+            StructSize = (uint)Marshal.SizeOf(typeof(NativeInfo)) };
+
+        internal Sizes(PredictorHandle handle)
+        {
+            Predictor.Check(Native.destseg_get_info(handle, ref Info));
+        }
+
+        internal long MapPixels { get { return (long)Info.MapHeight * Info.MapWidth; } }
     }
 }

@@ -20,7 +20,7 @@ namespace Destseg
         Memory,
         /// <summary>A bug in the library; please report it with its text.</summary>
         Internal,
-        /// <summary>The time that was given has passed; Submit and TryWait tell it without an
+        /// <summary>The time that was given has passed; Submit and Wait tell it without an
         /// exception.</summary>
         Timeout
     }
