@@ -6,15 +6,20 @@ encoding accepts. Control characters may move a terminal's cursor or begin a new
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell begins that a spreadsheet runs as a formula."""
+
+PARTS = re.compile('[",;\t\r\n]')
+"""What a cell is quoted for: where a comma is in numbers, Excel parts a table at semicolons, and
+what follows one in a file name would begin a cell."""
 
 SURROGATES = {"Cs"}
 """The Unicode category that no encoding accepts."""
@@ -57,16 +62,17 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     as a formula gets a ``'`` before it, which spreadsheets do not show.
     """
     with path.open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        for row in chain([columns], rows):
+            file.write(",".join(map(_cell, row)) + "\r\n")
 
 
-def _cell(value: object) -> object:
+def _cell(value: object) -> str:
+    """Return a cell as the csv module writes it, and quoted for what ``PARTS`` names."""
     if not isinstance(value, str):
-        return value
+        return "" if value is None else str(value)
     text = storable(value)  # a table can hold all else; quotes keep line breaks
-    return f"'{text}" if text.startswith(FORMULA) else text
+    text = f"'{text}" if text.startswith(FORMULA) else text
+    return '"' + text.replace('"', '""') + '"' if PARTS.search(text) else text
 
 
 def decode_json(content: bytes) -> str:

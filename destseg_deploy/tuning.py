@@ -8,6 +8,8 @@ would run slower, or in another precision, and nobody would know.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from typing import Any
 from destseg_deploy.environment import allowed_cores, cpu_name
 from destseg_deploy.errors import BackendError, SpecError
 from destseg_deploy.files import replacing
+from destseg_deploy.locks import locked
 from destseg_deploy.options import OpenVinoOptions, Options, OrtOptions
 from destseg_deploy.runtime.offline import import_onnxruntime, import_openvino
-from destseg_deploy.spec import FileRecord
+from destseg_deploy.spec import FileRecord, ModelSpec
 from destseg_deploy.spec.limits import RESTORE, check_choice, check_count, check_text
 from destseg_deploy.spec.reading import parse_object, read_dataclass, read_json_text
 
@@ -182,6 +185,19 @@ class Tuning:
                 f"{path}: {artifact.name} was changed after it was tuned. {again} again."
             )
         return found
+
+
+@contextmanager
+def hold_tuning(artifact: Path) -> Iterator[None]:
+    """Hold the tuning of an artifact while it is measured: two at a time would slow each other.
+
+    Raises:
+        SpecError: If the artifact has no spec.
+        OutputError: If another run holds it, or its folder cannot be written.
+    """
+    ModelSpec.read(artifact)
+    with locked(tuning_path(artifact)):
+        yield
 
 
 def tuning_path(artifact: Path) -> Path:

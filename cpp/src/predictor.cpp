@@ -195,6 +195,11 @@ destseg_result Predictor::judge(float score) const {
 
 Defects Predictor::defects(const float *map, int height, int width, double threshold) const {
   check_map(map, height, width);
+  const float *const end = map + spec_.map.pixels();
+  const float *const wrong = std::find_if_not(map, end, is_answer);
+  if (wrong != end)
+    throw argument_error("map: " + std::to_string(*wrong) + " in it, expected numbers from 0 to 1. "
+                         "Pass a map of destseg_infer.");
   if (!(threshold <= 1))
     throw argument_error("threshold: " + std::to_string(threshold) +
                          ", expected 0 to 1, or a negative one for the artifact's own.");

@@ -16,6 +16,7 @@ import click
 
 from destseg_deploy.cli.config import defaults, read_config, section
 from destseg_deploy.cli.extras import missing_package
+from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cluster.place import Place
 from destseg_deploy.errors import DataWarning, DestsegError
 from destseg_deploy.memory import lacks_memory, shortage
@@ -56,7 +57,7 @@ ALL = f"{__name__}.all"
 
 CONFIG = click.Option(
     ["--config"],
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     is_eager=True,
     expose_value=False,
     callback=_read_config,

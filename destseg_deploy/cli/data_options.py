@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_deploy.cli.options import DATA, FOLDER, NamedPath
+from destseg_deploy.cli.named_path import NamedPath
+from destseg_deploy.cli.options import DATA, FOLDER
 
 if TYPE_CHECKING:
     from destseg_deploy.data.datasets import DataSet

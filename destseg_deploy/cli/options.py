@@ -12,6 +12,7 @@ import click
 
 from destseg_deploy import environment
 from destseg_deploy.cli.console import say
+from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.errors import BackendError, DestsegError
 from destseg_deploy.loading import FITS, choose_backend
 from destseg_deploy.options import BACKENDS, Device
@@ -19,16 +20,6 @@ from destseg_deploy.spec import Threshold, is_number
 from destseg_deploy.tuning import tuned
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class NamedPath(click.Path):
-    """A path that is not empty; click reads an empty argument as the current folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path, or refuse it as a usage error."""
-        if isinstance(value, str) and not value.strip():
-            self.fail("an empty name; '.' is the current folder.", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 FOLDER = NamedPath(path_type=Path, file_okay=False)

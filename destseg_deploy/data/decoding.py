@@ -44,7 +44,7 @@ OPENERS: dict[bytes, Callable[[IO[bytes], str], Image.Image]] = {
     b"\x89PNG\r\n\x1a\n": PngImageFile,
     b"\xff\xd8\xff": jpeg_factory,
     b"BM": BmpImageFile,
-    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0"), TiffImageFile),
 }
 """First bytes -> decoder."""
 
@@ -55,9 +55,13 @@ OTHERS = {
     b"GIF8": "GIF",
     b"RIFF": "WebP",
     b"\0\0\0\x0cjP": "JPEG 2000",
+    b"MM\0+": "a BigTIFF with the high byte first, which Pillow does not read",
     b"version https://git-lfs": "a pointer of Git LFS (git lfs pull brings the picture)",
 }
 """First bytes of what is often found under the name of a picture -> what it is."""
+
+TIFF_BITS = (1, 2, 4, 8, 12, 16)
+"""Bits of a TIFF's values that Pillow reads."""
 
 BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF and EXIF
 
@@ -228,7 +232,7 @@ def _check_tiff(file: IO[bytes], path: Path | str) -> None:
         raise _unusual(
             path, f"{bits}-bit {'floats' if 3 in kinds else 'signed or complex numbers'}"
         )
-    if bits > 16:
+    if bits not in TIFF_BITS:
         raise _unusual(path, f"{bits}-bit integers")
     if bits > 8 and tags.get(PHOTOMETRIC) == 0:
         # Pillow inverts such pixels at 8 bits and does not at 16.

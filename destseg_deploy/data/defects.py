@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import ShapeError
+from destseg_deploy.spec.limits import are_answers
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def find_defects(
         The defects; of equal peaks, the one that begins first, row by row, comes first.
 
     Raises:
-        ShapeError: If the map is no float32 (H, W), or a side of the frame is below 1.
+        ShapeError: If the map is no float32 (H, W) or a value in it is not within [0, 1], a side of
+            the frame is below 1, or the threshold is not within [0, 1].
     """
     if anomaly_map.ndim != 2 or anomaly_map.dtype != np.float32 or 0 in anomaly_map.shape:
         raise ShapeError(
@@ -60,6 +62,13 @@ def find_defects(
         )
     if min(size) < 1:
         raise ShapeError(f"size: {size[0]}x{size[1]} pixels, expected at least 1 on each side.")
+    if not 0 <= threshold <= 1:
+        raise ShapeError(f"threshold: {threshold!r}, expected a number from 0 to 1, as maps are.")
+    if not (right := are_answers(anomaly_map)).all():
+        raise ShapeError(
+            f"map: {anomaly_map[~right][0]} in it, expected numbers from 0 to 1. Pass a map of a "
+            "prediction, such as prediction.anomaly_map[0]."
+        )
     cut = np.float32(threshold)
     if not (anomaly_map > cut).any():  # no mean of two pixels is greater than both
         return []

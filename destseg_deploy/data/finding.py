@@ -25,6 +25,9 @@ OWN = {
 }
 """Table of a command -> words at its beginning, and the pictures that the command wrote beside."""
 
+BEGINNING = 65_536
+"""Bytes of a table in which its first words are; JSON writes a letter of a long path as six."""
+
 
 def is_image(path: Path) -> bool:
     """Tell by the suffix whether a path is an image; hidden files are none."""
@@ -123,7 +126,7 @@ def _begins_with(table: Path, words: Sequence[bytes]) -> bool:
     if not table.is_file():
         return False
     with table.open("rb") as file:
-        head = file.read(400)
+        head = file.read(BEGINNING)
     return all(word in head for word in words)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from destseg_deploy.errors import DataError
+from destseg_deploy.text import decode_json
 
 SUFFIXES = (".csv", ".json")
 COLUMNS = ("path", "label", "mask", "split")
@@ -58,14 +59,14 @@ def read_list(path: Path) -> list[Entry]:
             expected; the message names the row.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = decode_json(path.read_bytes())  # what Excel calls Unicode text is UTF-16
         rows = _json_rows(text, path) if path.suffix.lower() == ".json" else _csv_rows(text, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:  # csv.Error: a cell without an end
         raise DataError(
-            f"{path}: no list of images ({error}). Expected UTF-8 text, a CSV table with the "
-            "columns path,label,mask or a JSON list of objects."
+            f"{path}: no list of images ({error}). Expected UTF-8 or UTF-16 text, a CSV table "
+            "with the columns path,label,mask or a JSON list of objects."
         ) from error
     entries = [_entry(row, path, f"row {number}") for number, row in rows]
     if not entries:

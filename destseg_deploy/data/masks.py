@@ -36,7 +36,8 @@ def read_mask(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> NDAr
     """Read a defect mask and resize it to the size at which maps are evaluated.
 
     It is resized with the kernel of ``data.resize`` and cut at one half, as in the reference. Warns
-    where more than half of the image is a defect: the mask may be inverted.
+    where more than half of the image is a defect, because the mask may be inverted, and where none
+    of it is.
 
     Args:
         path: A mask of one of the kinds above.
@@ -58,15 +59,24 @@ def read_mask(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> NDAr
             f"{shape[1]}x{shape[0]}. Expected the same size; export the mask again."
         )
     coverage = _lossy_coverage(values, path) if lossy else _coverage(values, path)
-    share = float((coverage >= 0.5).mean())
-    if share > 0.5:
-        warnings.warn(
-            f"{path}: {share:.0%} of the image is marked as a defect. If the mask is inverted, "
-            "swap its values: 0 is the part, all above is the defect.",
-            DataWarning,
-            stacklevel=1,
-        )
+    if remark := _odd_share(float((coverage >= 0.5).mean())):
+        warnings.warn(f"{path}: {remark}", DataWarning, stacklevel=1)
     return resize_plane(coverage, size) >= 0.5
+
+
+def _odd_share(share: float) -> str:
+    """Say what is odd about the share of an image that its mask marks, in [0, 1]; "" if nothing."""
+    if share == 0:
+        return (
+            "this mask marks nothing, and its image is of a defect. Draw the mask, or move the "
+            "image to the good parts."
+        )
+    if share > 0.5:
+        return (
+            f"{share:.0%} of the image is marked as a defect. If the mask is inverted, swap its "
+            "values: 0 is the part, all above is the defect."
+        )
+    return ""
 
 
 def _values(image: Image.Image, path: Path) -> Plane:
@@ -129,6 +139,8 @@ def _as_plane(values: Pixels) -> Plane:
 def _coverage(values: Plane, path: Path) -> NDArray[np.float32]:
     """Return how much of each pixel is defective, in [0, 1]."""
     found = np.unique(values)
+    if found[0] > 0 and len(found) > 1:
+        raise _untold(path, f"{_list(found)} and no 0", "Save it with 0 for the part.")
     if _is_grey_edge(values):
         return values.astype(np.float32) / np.float32(_top(values))
     if len(found) <= MOST_LABELS or _has_areas(values):

@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 from destseg_deploy.data.defects import Defect, find_defects
 from destseg_deploy.errors import BackendError, ShapeError, SpecError
 from destseg_deploy.spec import ModelSpec
-
-ROUNDING = 1e-5
-"""How far outside of [0, 1] rounding may leave an answer: interpolation's weights in float32 sum
-to 1 within 1e-6."""
+from destseg_deploy.spec.limits import are_answers
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Prediction:
 
         Raises:
             SpecError: If none is given and the spec has none yet.
+            ShapeError: If it, or a value of a map, is not within [0, 1].
         """
         cut = self.pixel_threshold if threshold is None else threshold
         if cut is None:
@@ -191,8 +189,7 @@ def check_values(values: NDArray[np.float32], spec: ModelSpec, name: str) -> Non
     Raises:
         BackendError: With the first such value.
     """
-    # NaN is neither above nor below anything, so the comparison asks for what is right.
-    right = (values >= -ROUNDING) & (values <= 1 + ROUNDING)
+    right = are_answers(values)
     if not right.all():
         raise BackendError(
             f"{spec.artifact.file}: the runtime returned the {name} {values[~right][0]}, expected "

@@ -41,7 +41,13 @@ from destseg_deploy.spec.tiling import (
     tile_positions,
     working_size,
 )
-from destseg_deploy.spec.writing import check_output, settle_threshold, with_own_threshold, writing
+from destseg_deploy.spec.writing import (
+    check_output,
+    name_lost_threshold,
+    settle_threshold,
+    with_own_threshold,
+    writing,
+)
 
 __all__ = [
     "BY_HAND",
@@ -74,6 +80,7 @@ __all__ = [
     "check_output",
     "default_top_k",
     "is_number",
+    "name_lost_threshold",
     "settle_threshold",
     "spec_path",
     "tile_positions",

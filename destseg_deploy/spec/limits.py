@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from destseg_deploy.errors import SpecError
 from destseg_deploy.spec.reading import show
 
@@ -20,6 +23,17 @@ SET_AGAIN = (
     'Write "threshold": null into the file, then set it again: destseg-threshold ARTIFACT '
     "--normal FOLDER"
 )
+
+
+ROUNDING = 1e-5
+"""How far outside of [0, 1] rounding may leave an answer: interpolation's weights in float32 sum
+to 1 within 1e-6."""
+
+
+def are_answers(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell of each score or map value whether it is one: NaN and what is not in [0, 1] is none."""
+    # NaN is neither above nor below anything, so the comparison asks for what is right.
+    return np.asarray((values >= -ROUNDING) & (values <= 1 + ROUNDING))
 
 
 def check_count(value: int, least: int, most: int, where: str) -> None:

@@ -226,6 +226,8 @@ class ModelSpec:
         Raises:
             SpecError: If there is no spec, or it cannot be read.
         """
+        if not Path(artifact).name:
+            raise SpecError(f"{str(artifact)!r}: no name of a file. Expected an artifact.")
         path = spec_path(Path(artifact))
         sweep(path.parent)  # a writer that was killed may have replaced one file of the two
         if not path.exists():

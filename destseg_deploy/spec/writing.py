@@ -115,6 +115,26 @@ def settle_threshold(
     return new
 
 
+def name_lost_threshold(spec: ModelSpec, copy: Path, report: Callable[[str], None]) -> None:
+    """Say which threshold is lost where a copy of an artifact and its spec replaces an older one.
+
+    Args:
+        spec: Of the artifact.
+        copy: What the copy will replace, if it is there.
+        report: Called with a line if a threshold is lost.
+    """
+    try:
+        old = ModelSpec.read(copy).threshold
+    except SpecError:
+        return
+    if old is not None and old != spec.threshold:
+        report(
+            f"{copy}: its threshold {old.score:.6f} ({old.rule}) is replaced by that of the "
+            f"artifact; to keep it, set it there first: destseg-threshold ARTIFACT --value "
+            f"{old.score:g} --pixel {old.pixel:g}"
+        )
+
+
 def with_own_threshold(spec: ModelSpec, threshold: Threshold | None) -> ModelSpec:
     """Return a spec with a threshold that was set on this artifact itself."""
     return replace(spec, threshold=threshold, extra=_without_mark(spec))

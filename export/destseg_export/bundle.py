@@ -32,7 +32,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from destseg_deploy.errors import ExportError
 from destseg_deploy.files import making, refuse_others, sha256, staging
-from destseg_deploy.spec import ModelSpec, spec_path
+from destseg_deploy.locks import locked
+from destseg_deploy.spec import ModelSpec, name_lost_threshold, spec_path
 
 PROJECT = "destseg-deploy"
 SCRIPTS = Path(__file__).with_name("bundle_files")
@@ -113,11 +114,12 @@ def bundle_artifact(
     if platform not in PLATFORMS:
         raise ExportError(f"platform {platform!r}: expected {' or '.join(PLATFORMS)}.")
     version = python or f"{sys.version_info[0]}.{sys.version_info[1]}"
-    with making(output):
-        refuse_others([path for path in sorted(output.iterdir())], _is_ours)
+    with making(output), locked(output / "bundle", output):
+        refuse_others([p for p in sorted(output.iterdir()) if p.name[0] != "."], _is_ours)
         with staging(output, durable=False) as staged:
             wheels = staged / "wheels"
             wheels.mkdir()
+            name_lost_threshold(spec, output / artifact.name, report)
             report("making the wheel of this project")
             own = _own_wheel(wheels, wheel)
             report(f"fetching wheels for {platform} and Python {version}")

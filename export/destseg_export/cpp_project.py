@@ -7,12 +7,13 @@ programs and the artifact with its spec. It builds with ``cmake -S DIR -B build`
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from destseg_deploy.errors import ExportError
 from destseg_deploy.files import making, refuse_others, staging
 from destseg_deploy.locks import locked
-from destseg_deploy.spec import ModelSpec, spec_path
+from destseg_deploy.spec import ModelSpec, name_lost_threshold, spec_path
 
 PACKED = Path(__file__).resolve().with_name("cpp")
 """The library's sources in an installed wheel."""
@@ -66,7 +67,13 @@ ONNX Runtime, OpenVINO or TensorRT when it runs, and its `README.md` says where 
 """
 
 
-def write_cpp_project(artifact: Path, folder: Path, *, source: Path = SOURCE) -> list[Path]:
+def write_cpp_project(
+    artifact: Path,
+    folder: Path,
+    *,
+    source: Path = SOURCE,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
     """Write a C++ project around an artifact.
 
     Args:
@@ -74,6 +81,7 @@ def write_cpp_project(artifact: Path, folder: Path, *, source: Path = SOURCE) ->
         folder: Where to write; made if missing. Files of the same names are replaced, others stay.
             Nothing is written when anything fails.
         source: The folder ``cpp`` of this project's repository.
+        report: Called with a line if a threshold that was set in the project is replaced.
 
     Returns:
         The files written, sorted.
@@ -98,6 +106,7 @@ def write_cpp_project(artifact: Path, folder: Path, *, source: Path = SOURCE) ->
         )
     refuse_others([folder / name for name in (*EDITED, "README.md")], _is_ours)
     with making(folder), locked(folder / "project", folder), staging(folder) as staged:
+        name_lost_threshold(spec, folder / "model" / artifact.name, report)
         _fill(staged, artifact, spec, source)
         for name in EDITED:  # a user begins with these; changes are not undone
             if (folder / name).exists():

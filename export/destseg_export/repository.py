@@ -158,7 +158,6 @@ def _first_frame(spec: ModelSpec, image: Path | None) -> bytes:
 def _describe_to_ovms(repository: Path, model: str, serving: Serving) -> None:
     """Add the model to the server's table; those of other models stay as they are."""
     path = repository / "config.json"
-    table = _read_table(path)
     entry = {
         "name": model,
         "base_path": model,
@@ -166,10 +165,12 @@ def _describe_to_ovms(repository: Path, model: str, serving: Serving) -> None:
         "nireq": serving.instances,
         "model_version_policy": {"latest": {"num_versions": 1}},
     }
-    others = [one for one in table["model_config_list"] if one["config"]["name"] != model]
-    table["model_config_list"] = [*others, {"config": entry}]
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    with locked(path):  # another model may be added at this moment
+        table = _read_table(path)
+        others = [one for one in table["model_config_list"] if one["config"]["name"] != model]
+        table["model_config_list"] = [*others, {"config": entry}]
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_table(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from destseg_deploy.errors import ExportError, SpecError
+from destseg_deploy.thresholds import by_hand, set_threshold
 from destseg_export.cli import export
 from destseg_export.cpp_project import LIBRARY, SOURCE, write_cpp_project
 from tests.cpp.conftest import write_engine, write_packing_model
@@ -55,6 +56,18 @@ def test_a_second_writing_replaces_its_own_files_only(artifact, tmp_path):
     write_cpp_project(artifact, tmp_path / "project")
     assert (tmp_path / "project/mine.cpp").read_text() == "mine"
     assert (tmp_path / "project/inspect.c").read_text() == "changed", "the user's own beginning"
+
+
+def test_a_threshold_that_was_set_in_the_project_is_named(artifact, tmp_path):
+    lines = []
+    write_cpp_project(artifact, tmp_path / "project", report=lines.append)
+    write_cpp_project(artifact, tmp_path / "project", report=lines.append)
+    assert lines == []
+    set_threshold(tmp_path / "project/model/tiny.onnx", by_hand(0.75))
+    write_cpp_project(artifact, tmp_path / "project", report=lines.append)
+    assert len(lines) == 1
+    assert "its threshold 0.750000 (set by hand) is replaced" in lines[0]
+    assert "--value 0.75 --pixel 0.75" in lines[0]
 
 
 def steps() -> list[str]:

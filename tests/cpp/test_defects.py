@@ -128,6 +128,15 @@ def test_what_is_refused(library, handle, change, status, words):
     assert words in refused.value.text
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.1, -0.1])
+def test_a_map_that_is_no_answer_has_not_no_defects(handle, value):
+    anomaly_map = np.zeros(MAP, np.float32)
+    anomaly_map[2, 1] = value
+    with pytest.raises(Refused, match="in it, expected numbers from 0 to 1") as refused:
+        handle.defects(anomaly_map, MAP, 0.5)
+    assert refused.value.status == "argument"
+
+
 def test_an_artifact_without_a_threshold_asks_for_one(library, tmp_path):
     path = tmp_path / "tiny.engine"
     write_engine(path, (8, 6), threshold=None)

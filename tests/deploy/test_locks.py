@@ -157,3 +157,10 @@ def test_of_many_that_start_at_once_over_a_stale_lock_one_holds_it(tmp_path):
     for run in runs:
         run.communicate()
     assert sorted(answers) == ["held\n"] + ["refused\n"] * 5
+
+
+def test_a_damaged_lock_is_taken_over(tmp_path):
+    (tmp_path / ".a.onnx.lock").write_bytes(b"\xff\xfe\0 no text")
+    with locked(tmp_path / "a.onnx"):
+        pass
+    assert not any(tmp_path.iterdir())

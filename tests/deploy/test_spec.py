@@ -491,3 +491,9 @@ def test_an_engine_and_the_onnx_file_it_was_built_from_have_specs_of_their_own(t
     assert spec_path(tmp_path / "cable-fp16.onnx").name == "cable-fp16.json"
     assert spec_path(tmp_path / "cable-fp16.engine").name == "cable-fp16.engine.json"
     assert spec_path(spec_path(tmp_path / "x.engine")).name == "x.engine.json"
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_what_names_no_file_has_no_spec(name):
+    with pytest.raises(SpecError, match="no name of a file"):
+        ModelSpec.read(name)

@@ -24,6 +24,16 @@ def test_what_a_terminal_would_act_on_is_escaped(text, shown):
     assert printable(text).encode()
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_no_separator_begins_a_cell_that_is_run(separator, tmp_path):
+    path, name = tmp_path / "a.csv", f"a{separator}=1+1.png"
+    write_csv(path, ["image", "score", "error"], [(name, 0.5, None)])
+    assert f'\n"{name}",0.5,\r\n'.encode() in path.read_bytes()
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        cells = [cell for row in csv.reader(file, delimiter=separator) for cell in row]
+    assert not [cell for cell in cells if cell.startswith("=")]
+
+
 def test_a_table_opens_in_excel_and_runs_nothing(tmp_path):
     path = tmp_path / "a.csv"
     names = [
@@ -33,6 +43,7 @@ def test_a_table_opens_in_excel_and_runs_nothing(tmp_path):
         "@a",
         "\t=1",
         "\r=1",
+        "\n=1",
         "a\nb",
         b"\xff".decode("utf-8", "surrogateescape"),
     ]
@@ -40,5 +51,5 @@ def test_a_table_opens_in_excel_and_runs_nothing(tmp_path):
     assert path.read_bytes().startswith(b"\xef\xbb\xbfimage,score\r\n")
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == [f"'{name}" for name in names[:6]] + ["a\nb", r"\xff"]
+    assert [row["image"] for row in rows] == [f"'{name}" for name in names[:7]] + ["a\nb", r"\xff"]
     assert {row["score"] for row in rows} == {"-0.5"}

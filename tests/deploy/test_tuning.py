@@ -9,11 +9,11 @@ from click.testing import CliRunner
 
 from destseg_deploy import tuning
 from destseg_deploy.cli.predict import predict
-from destseg_deploy.errors import BackendError
+from destseg_deploy.errors import BackendError, OutputError, SpecError
 from destseg_deploy.loading import load
 from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.spec import FileRecord
-from destseg_deploy.tuning import Choice, Machine, Measured, Tuning, tuned, tuning_path
+from destseg_deploy.tuning import Choice, Machine, Measured, Tuning, hold_tuning, tuned, tuning_path
 
 CHOICE = Choice("onnxruntime", threads=1, spinning=False)
 
@@ -133,3 +133,11 @@ def test_commands_follow_it_and_take_nothing_beside_it(artifact, category, tmp_p
         refused = CliRunner().invoke(predict, [*words, *more])
         assert refused.exit_code == 2
         assert f"{more[0]} and --tuned" in refused.output.replace("--ort-arena", "--no-ort-arena")
+
+
+def test_two_runs_do_not_measure_one_artifact(artifact):
+    with hold_tuning(artifact), pytest.raises(OutputError, match=r"\.tuning\.json: process"):
+        with hold_tuning(artifact):
+            pass
+    with pytest.raises(SpecError, match="no spec"), hold_tuning(artifact.with_name("no.onnx")):
+        pass

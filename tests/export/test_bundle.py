@@ -18,7 +18,9 @@ pytest.importorskip("packaging")
 from click.testing import CliRunner
 
 from destseg_deploy.errors import ExportError, OutputError, SpecError
+from destseg_deploy.locks import locked
 from destseg_deploy.spec import FileRecord
+from destseg_deploy.thresholds import by_hand, set_threshold
 from destseg_export import bundle as module
 from destseg_export.bundle import PLATFORMS, bundle_artifact
 from destseg_export.cli.bundle import bundle
@@ -143,6 +145,28 @@ def test_a_second_bundle_replaces_the_first_and_nothing_else(asked, wheel, artif
     (other / "thesis.txt").write_text("mine")
     with unchanged(other), pytest.raises(OutputError, match="not written by this command"):
         bundle_artifact(artifact, other, wheel=wheel)
+
+
+def test_what_a_killed_run_left_is_no_file_of_others(asked, wheel, artifact, tmp_path):
+    out = tmp_path / "out"
+    (out / ".destseg-1-1-00000000-11111111").mkdir(parents=True)
+    bundle_artifact(artifact, out, wheel=wheel)
+    assert (out / "SHA256SUMS").is_file()
+
+
+def test_two_runs_do_not_write_one_bundle(asked, wheel, artifact, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out / "bundle"), pytest.raises(OutputError, match=r"is writing it\. Wait"):
+        bundle_artifact(artifact, out, wheel=wheel)
+
+
+def test_a_threshold_that_was_set_in_the_bundle_is_named(asked, wheel, artifact, tmp_path):
+    lines = []
+    bundle_artifact(artifact, tmp_path / "out", wheel=wheel)
+    set_threshold(tmp_path / "out" / artifact.name, by_hand(0.75))
+    bundle_artifact(artifact, tmp_path / "out", wheel=wheel, report=lines.append)
+    assert "its threshold 0.750000 (set by hand) is replaced" in lines[0]
 
 
 def test_what_cannot_be_bundled_is_refused(asked, wheel, artifact, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from destseg_deploy.errors import BackendError, ExportError, OutputError
+from destseg_deploy.locks import locked
 from destseg_deploy.spec import (
     BatchRange,
     EngineRecord,
@@ -210,3 +211,12 @@ def test_a_configuration_of_somebody_else_stays(artifact, tmp_path):
 def test_a_server_that_is_unknown_is_refused():
     with pytest.raises(BackendError, match="server 'torchserve': expected triton or ovms"):
         Serving(server="torchserve")
+
+
+def test_the_table_of_a_server_is_one_runs_at_a_time(artifact, tmp_path):
+    repository = tmp_path / "models"
+    repository.mkdir()
+    with locked(repository / "config.json"), pytest.raises(OutputError, match="is writing it"):
+        write_repository(artifact, repository, Serving(server="ovms"))
+    assert not (repository / "cable-fp32").exists()
+    write_repository(artifact, repository, Serving(server="ovms"))

@@ -9,11 +9,13 @@ import click
 
 from destseg_bench.results import start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress
-from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option
+from destseg_deploy.cli.named_path import NamedPath
+from destseg_deploy.cli.options import FOLDER, THREADS, bit_depth_option
+from destseg_deploy.cli.result_option import result_option
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("artifacts", nargs=-1, required=True, type=NamedPath(path_type=Path))
 @click.option("--data", type=FOLDER, required=True, help="Category folder in the MVTec AD layout.")
 @click.option("--device", default="cpu", metavar="cpu|cuda[:N]", help="Where to run.")
 @THREADS
@@ -22,7 +24,7 @@ from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option
     type=click.Choice(("fp16", "bf16")),
     help="Run each checkpoint in PyTorch's half precision as well.",
 )
-@click.option("--output", type=FILE, help="JSON file, written anew after every row.")
+@result_option("JSON file, written anew after every row.")
 @bit_depth_option
 def agreement(
     artifacts: tuple[Path, ...],

@@ -18,6 +18,7 @@ from destseg_deploy.cli.options import (
     bit_depth_option,
     runtime_options,
 )
+from destseg_deploy.cli.result_option import result_option
 from destseg_deploy.options import OpenVinoOptions, OrtOptions
 
 
@@ -38,7 +39,7 @@ from destseg_deploy.options import OpenVinoOptions, OrtOptions
 )
 @THREADS
 @click.option("--compiled", is_flag=True, help="Let torch.compile compete; it takes minutes.")
-@click.option("--output", type=FILE, required=True, help="JSON file, written anew after each part.")
+@result_option("JSON file, written anew after each part.", required=True)
 @bit_depth_option
 def cpu(
     data: Path,
@@ -81,7 +82,7 @@ def cpu(
 @click.option(
     "--rates", is_flag=True, help="Also measure the CPU's best rate, and give each share of it."
 )
-@click.option("--output", type=FILE, help="JSON file for the result.")
+@result_option("JSON file for the result.")
 @bit_depth_option
 @runtime_options
 def layers(

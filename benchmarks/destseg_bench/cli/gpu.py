@@ -13,6 +13,7 @@ from destseg_bench.gpu_run import Outcome, run_steps
 from destseg_bench.gpu_steps import PROFILES, Site, list_steps
 from destseg_deploy.cli.console import OneLineErrors
 from destseg_deploy.cli.options import FILE, FOLDER, known_device
+from destseg_deploy.cli.result_option import result_option
 from destseg_deploy.environment import COMMIT
 
 DEVICE = click.option(
@@ -83,7 +84,7 @@ def gpu(
 
 @click.command(cls=OneLineErrors)
 @DEVICE
-@click.option("--output", type=FILE, help="JSON file for the result.")
+@result_option("JSON file for the result.")
 def rates(device: str, output: Path | None) -> None:
     """Measure how fast a device multiplies matrices and moves bytes: the bounds of any network."""
     from destseg_bench.report.speed_tables import rates as tables

@@ -10,6 +10,7 @@ import click
 from destseg_bench.results import start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress
 from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option, counts, known_device
+from destseg_deploy.cli.result_option import result_option
 from destseg_deploy.errors import BackendError
 
 BATCHES = click.option(
@@ -23,9 +24,7 @@ BATCHES = click.option(
 
 
 @click.command(cls=OneLineErrors)
-@click.argument(
-    "artifacts", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False)
-)
+@click.argument("artifacts", nargs=-1, required=True, type=FILE)
 @click.option("--images", type=FOLDER, required=True, help="Folder with images to score.")
 @click.option(
     "--device", default="cpu", metavar="cpu|cuda[:N]", callback=known_device, help="Where to run."
@@ -47,7 +46,7 @@ BATCHES = click.option(
     is_flag=True,
     help="Also give each time's share of the matrix rate and memory floor; on a GPU always.",
 )
-@click.option("--output", type=FILE, help="JSON file, written anew after every table.")
+@result_option("JSON file, written anew after every table.")
 @bit_depth_option
 def latency(
     artifacts: tuple[Path, ...],

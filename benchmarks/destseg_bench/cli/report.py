@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from destseg_deploy.cli.console import OneLineErrors, say
+from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cli.options import FILE, FOLDER
 from destseg_deploy.errors import DataError
 from destseg_deploy.files import replacing
@@ -15,7 +16,7 @@ RESULTS = Path("benchmarks/results")
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, type=NamedPath(path_type=Path))
 @click.option("--output", type=FOLDER, help="Folder for report.md and its figure.")
 @click.option("--readme", type=FILE, help="Markdown whose marked tables are made anew.")
 def report(results: tuple[Path, ...], output: Path | None, readme: Path | None) -> None:

@@ -10,6 +10,7 @@ from destseg_bench.cli.latency import BATCHES
 from destseg_bench.results import start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress
 from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option
+from destseg_deploy.cli.result_option import result_option
 
 
 @click.command(cls=OneLineErrors)
@@ -19,7 +20,7 @@ from destseg_deploy.cli.options import FILE, FOLDER, THREADS, bit_depth_option
 @BATCHES
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls each.")
 @THREADS
-@click.option("--output", type=FILE, help="JSON file, written anew after each back end.")
+@result_option("JSON file, written anew after each back end.")
 @bit_depth_option
 def rewrites(
     plain: Path,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from destseg_deploy.cli.console import note, progress_on
-from destseg_deploy.cli.options import DATA, FILE, FOLDER, bit_depth_option
+from destseg_deploy.cli.options import DATA, FOLDER, bit_depth_option
+from destseg_deploy.cli.result_option import result_option
 from destseg_deploy.cli.train import (
     SEEDS,
     paper_options,
@@ -42,9 +43,7 @@ SOURCES = (
         help="Train first, into this folder. After an interruption, the same command goes on.",
     ),
     SEEDS,
-    click.option(
-        "--output", type=FILE, help="JSON file for the results, written anew after every run."
-    ),
+    result_option("JSON file for the results, written anew after every run."),
 )
 
 OWN = ("categories", "data", "checkpoints", "train_into", "seeds", "output")

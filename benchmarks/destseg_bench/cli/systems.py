@@ -10,7 +10,8 @@ import click
 from destseg_bench.cli.table_s4 import WEIGHTS
 from destseg_bench.results import require_rows, start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress
-from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE, bit_depth_option
+from destseg_deploy.cli.options import DATA, FOLDER, PLACE, bit_depth_option
+from destseg_deploy.cli.result_option import result_option
 
 
 @click.command(cls=OneLineErrors)
@@ -25,7 +26,7 @@ from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE, bit_depth_opti
 @click.option("--random-weights", is_flag=True, help="Go on without pretrained weights.")
 @PLACE
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every choice.")
-@click.option("--output", type=FILE, help="JSON file, written anew after each system.")
+@result_option("JSON file, written anew after each system.")
 @bit_depth_option
 def systems(
     names: tuple[str, ...],

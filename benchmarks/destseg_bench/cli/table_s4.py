@@ -14,6 +14,7 @@ import click
 from destseg_bench.results import require_rows, start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress, say
 from destseg_deploy.cli.options import FILE, FOLDER, PLACE, bit_depth_option, counts
+from destseg_deploy.cli.result_option import result_option
 
 if TYPE_CHECKING:
     from destseg_bench.systems.table_s4 import Protocol
@@ -85,7 +86,7 @@ OPTIONS = (
     click.option("--full", is_flag=True, help="Train every system to the end; takes days."),
     click.option("--quick", is_flag=True, help="Batch 1, few calls, no training; minutes."),
     click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every choice."),
-    click.option("--output", type=FILE, help="JSON file, written anew after each part."),
+    result_option("JSON file, written anew after each part."),
 )
 QUICK = {"batches": (1,), "rounds": 4, "warmup": 1, "training_rounds": 0}
 

@@ -11,6 +11,7 @@ import click
 from destseg_bench.results import start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress
 from destseg_deploy.cli.options import DATA, FILE, FOLDER, PLACE, bit_depth_option
+from destseg_deploy.cli.result_option import result_option
 from destseg_deploy.training.recipe import Recipe, TrainingOptions
 
 
@@ -32,7 +33,7 @@ from destseg_deploy.training.recipe import Recipe, TrainingOptions
 @click.option("--compiled", is_flag=True, help="Let torch.compile compete, too; it takes minutes.")
 @PLACE
 @click.option("--workers", type=click.IntRange(0), default=2, help="As destseg-train's.")
-@click.option("--output", type=FILE, help="JSON file for the result.")
+@result_option("JSON file for the result.")
 @bit_depth_option
 def training(
     category: str,

@@ -47,17 +47,20 @@ def tune(artifacts: tuple[Path, ...], images: Path, rounds: int, batch: int, cam
     from destseg_bench.speed.latency import find_frames
     from destseg_bench.speed.tune import COMPARED, compare_tuned
     from destseg_bench.speed.tune import tune as measure
+    from destseg_deploy.tuning import hold_tuning
 
     frames = find_frames(images, COMPARED)
     found = {}
     for artifact in dict.fromkeys(artifacts):
-        with progress(f"tuning {artifact.name}") as advance:
-            tuning, trials = measure(
-                artifact, frames, rounds=rounds, batch=batch, cameras=cameras, report=advance
-            )
+        with hold_tuning(artifact):
+            with progress(f"tuning {artifact.name}") as advance:
+                tuning, trials = measure(
+                    artifact, frames, rounds=rounds, batch=batch, cameras=cameras, report=advance
+                )
+            written = tuning.write(artifact)
         found[artifact] = tuning
         click.echo(tune_table(artifact, tuning, trials).text())
-        say(f"written to {tuning.write(artifact)}")
+        say(f"written to {written}")
     if len(found) > 1:
         with progress("comparing") as advance:
             times = compare_tuned(found, frames, rounds=rounds, report=advance)

@@ -9,6 +9,7 @@ import click
 from destseg_deploy.cli.console import OneLineErrors, say
 from destseg_deploy.cli.options import VERSION
 from destseg_export.cli.options import FILE, FOLDER
+from destseg_export.cli.printing import report
 
 
 @click.command("cpp", cls=OneLineErrors)
@@ -23,5 +24,5 @@ def cpp_command(artifact: Path, folder: Path) -> None:
     """
     from destseg_export.cpp_project import write_cpp_project
 
-    written = write_cpp_project(artifact, folder)
+    written = write_cpp_project(artifact, folder, report=report)
     say(f"c++      {folder}: {len(written)} files; its README.md says how to build")

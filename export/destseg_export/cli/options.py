@@ -16,6 +16,7 @@ from destseg_deploy.cli.options import (
     options_of,
     read_device,
 )
+from destseg_deploy.cli.result_option import result_option
 from destseg_deploy.errors import DestsegError
 from destseg_deploy.spec import BatchRange, RegionSpec, is_number
 from destseg_export.engine.options import BuildOptions
@@ -82,7 +83,7 @@ VERIFY_IMAGES = click.option(
     type=FOLDER,
     help="Images to compare on.  [default: the training data's test images, or rendered ones]",
 )
-OUTPUT = click.option("--output", type=FILE, help="JSON file for the result.")
+OUTPUT = result_option("JSON file for the result.")
 GPU = click.option(
     "--device", default="cuda", metavar="cuda[:N]", callback=cuda, help="GPU that runs the engine."
 )

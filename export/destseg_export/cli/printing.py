@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from destseg_deploy.cli.console import progress, say
+from destseg_deploy.cli.result_option import is_result
 from destseg_deploy.environment import describe_environment
 from destseg_deploy.files import refuse_others, replacing
 from destseg_deploy.runtime.trt.record import built_by
 from destseg_deploy.spec import EngineRecord, ModelSpec, QuantizationRecord
-from destseg_deploy.text import load_json
 
 STEPS = 1000
 """Of a builder's progress bar."""
@@ -61,16 +61,9 @@ def write_result(output: Path | None, result: Mapping[str, Any]) -> None:
     """Write a study's result with the environment that made it, as JSON, where a file is named."""
     if output is not None:
         text = json.dumps({"environment": describe_environment(), **result}, indent=2)
-        refuse_others([output], _is_result)
+        refuse_others([output], is_result)
         with replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _is_result(path: Path) -> bool:
-    try:
-        return "environment" in load_json(path)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
 
 
 def tell(path: Path, spec: ModelSpec) -> None:

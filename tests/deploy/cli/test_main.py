@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from destseg_deploy.cli import config, main
 from destseg_deploy.cli.console import OneLineErrors, OneLineErrorsGroup
 from destseg_deploy.cli.extras import EXTRAS, missing_package
+from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cli.train import ESSENTIAL, train
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -217,3 +218,25 @@ def test_a_file_reaches_training_by_both_names(tmp_path, file):
         result = invoke(*arguments, tmp_path, "--config", file, command=command)
         assert result.exit_code == 1
         assert "steps is 0, expected at least 1" in result.stderr
+
+
+# --- paths
+
+
+def commands(command: click.Command, ctx: click.Context):
+    yield command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            yield from commands(command.get_command(ctx, name), ctx)
+
+
+def test_no_command_reads_an_empty_path_as_the_current_folder():
+    for command in commands(main.main, click.Context(main.main)):
+        for param in command.params:
+            if isinstance(param.type, click.Path):
+                assert isinstance(param.type, NamedPath), f"{command.name}: {param.name}"
+
+
+@pytest.mark.parametrize("arguments", [("--config", "", "predict"), ("predict", "--config", "")])
+def test_an_empty_file_of_defaults_is_misuse(arguments):
+    assert "'--config': an empty name" in misused(*arguments)

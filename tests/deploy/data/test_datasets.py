@@ -178,6 +178,16 @@ def test_a_list_says_what_each_image_is(tmp_path, form):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_list_is_read_in_each_encoding_of_excel(tmp_path, form, encoding):
+    path = write_list(tmp_path, form)
+    expected = open_dataset(path).test()
+    text = path.read_text("utf-8-sig").replace("\n", "\r\n")
+    path.write_bytes(text.encode(encoding))
+    assert open_dataset(path).test() == expected
+
+
 def test_a_list_without_labels_holds_good_parts(tmp_path):
     path = tmp_path / "parts.csv"
     path.write_text("path\na.png\nb.png\n")
@@ -195,6 +205,7 @@ def test_a_list_without_labels_holds_good_parts(tmp_path):
         ("path,label\n,good\n", "row 2 has no path"),
         ("path,label\na.png,good\nb.png,\n", r"image 2 \(b.png\) has no label"),
         ("path,label,split\na.png,good,val\n", "split 'val', expected train or test"),
+        ('path,label\n"' + "a" * 200_000, "no list of images .field larger than"),
     ],
 )
 def test_a_list_that_says_too_little_is_refused(tmp_path, text, words):
@@ -204,7 +215,7 @@ def test_a_list_that_says_too_little_is_refused(tmp_path, text, words):
         open_dataset(path)
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", "[{", "\xff"])
+@pytest.mark.parametrize("text", ["{}", "[1]", "[{", "\xff", "[" * 99_999])
 def test_json_that_is_no_list_of_objects_is_refused(tmp_path, text):
     path = tmp_path / "parts.json"
     path.write_bytes(text.encode("latin-1"))

@@ -275,7 +275,9 @@ def tiff(path: Path, pixels: NDArray[np.generic], **tags: int) -> Path:
     Image.fromarray(pixels).save(path, tiffinfo=info)
     if tags:
         data = path.read_bytes()
-        for number, value in ((262, tags.get("photometric")), (339, tags.get("format"))):
+        numbers = {"bits": 258, "photometric": 262, "format": 339}
+        for name, number in numbers.items():
+            value = tags.get(name)
             if value is not None:
                 entry = number.to_bytes(2, "little") + b"\x03\0\x01\0\0\0"
                 at = data.index(entry) + len(entry)
@@ -309,3 +311,16 @@ def test_white_as_zero_is_inverted_at_8_bits_and_refused_at_16(tmp_path: Path) -
     path = tiff(tmp_path / "white.tif", grey, photometric=0)
     assert (read_image(path)[:, :, 0] == 255 - grey).all()
     one_line(tiff(tmp_path / "deep.tif", GREY16, photometric=0), "16 bits with 0 as white")
+
+
+@pytest.mark.parametrize("bits", [10, 14])
+def test_packed_values_that_pillow_cannot_read_are_named(bits: int, tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", np.zeros((4, 4), np.uint16), bits=bits)
+    with pytest.raises(DataError, match=f"pixels are {bits}-bit integers, expected"):
+        read_image(path)
+
+
+def test_a_big_tiff_with_the_high_byte_first_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"MM\0+\0\x08\0\0" + bytes(32))
+    with pytest.raises(DataError, match="its content is a BigTIFF with the high byte first"):
+        read_image(tmp_path / "a.tif")

@@ -71,6 +71,21 @@ def prediction_arrays() -> tuple[np.ndarray, np.ndarray]:
     return np.ones((1, 4, 4), np.float32), np.ones(1, np.float32)
 
 
+@pytest.mark.parametrize("threshold", [45, 1.5, -0.1, float("nan"), float("inf"), -1])
+def test_a_threshold_that_no_map_or_every_map_exceeds_is_refused(threshold):
+    prediction = Prediction(*prediction_arrays())
+    with pytest.raises(ShapeError, match=f"threshold: {threshold}, expected a number from 0 to 1"):
+        prediction.defects(threshold)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1.1, -0.1])
+def test_a_map_that_is_no_answer_has_not_no_defects(value):
+    anomaly_map = np.zeros((4, 4), np.float32)
+    anomaly_map[2, 1] = value
+    with pytest.raises(ShapeError, match="in it, expected numbers from 0 to 1"):
+        find_defects(anomaly_map, (4, 4), 0.5)
+
+
 @pytest.mark.parametrize(
     ("anomaly_map", "size", "words"),
     [

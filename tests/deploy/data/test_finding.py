@@ -154,6 +154,15 @@ def test_what_our_commands_wrote_is_no_input(table: str, place: str, tree: Path)
 
 
 @pytest.mark.parametrize("table", OURS)
+def test_a_long_path_in_a_table_hides_nothing(table: str, tree: Path) -> None:
+    text = OURS[table].replace("a.png", f"{'部品' * 40}.png").replace("cable.onnx", "部" * 90)
+    write_all(tree, table, text.encode("ascii", "backslashreplace").decode())  # as json writes it
+    found = names(expand([str(tree)]), tree)
+    assert not {"overview.png", "overlays/a.png"} & set(found) or table == "metrics.json"
+    assert "worst.png" not in found or table != "metrics.json"
+
+
+@pytest.mark.parametrize("table", OURS)
 def test_a_users_own_table_and_overlays_are_the_users(table: str, tree: Path) -> None:
     write_all(tree, table, "part,operator\n1,Ada\n")
     found = set(names(expand([str(tree)]), tree))

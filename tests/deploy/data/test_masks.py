@@ -151,7 +151,8 @@ def test_a_jpegs_noise_is_no_defect(tmp_path: Path) -> None:
     assert ((noisy > 0) & (noisy < 40)).any()
     assert (read_mask(path, (40, 60), (40, 60)) == (noisy >= 128)).all()
     Image.fromarray(square(0)).save(path)
-    assert not read_mask(path, (40, 60), (40, 60)).any()
+    with pytest.warns(DataWarning, match="marks nothing"):
+        assert not read_mask(path, (40, 60), (40, 60)).any()
 
 
 HEAT = np.add.outer(np.arange(40), 2 * np.arange(60)).astype(np.uint8)
@@ -200,9 +201,17 @@ def test_a_mask_of_half_is_not_remarked(tmp_path: Path) -> None:
     assert read_mask(write(half, tmp_path / "mask.png"), (4, 4), (4, 4)).mean() == 0.5
 
 
-def test_an_empty_mask_is_empty(tmp_path: Path) -> None:
+def test_an_empty_mask_is_empty_and_remarked(tmp_path: Path) -> None:
     path = write(square(0), tmp_path / "mask.png")
-    assert not read_mask(path, (40, 60), (20, 30)).any()
+    with pytest.warns(DataWarning, match=r"mask\.png: this mask marks nothing"):
+        assert not read_mask(path, (40, 60), (20, 30)).any()
+
+
+@pytest.mark.parametrize(("part", "defect"), [(1, 2), (16, 235), (20, 220), (254, 255)])
+def test_a_mask_without_0_does_not_tell_the_part(part: int, defect: int, tmp_path: Path) -> None:
+    path = write(np.where(square() > 0, defect, part).astype(np.uint8), tmp_path / "mask.png")
+    with pytest.raises(DataError, match=f"the mask has {part}, {defect} and no 0"):
+        read_mask(path, (40, 60), (20, 30))
 
 
 def test_an_antialiased_mask_is_cut_at_one_half(tmp_path: Path) -> None:
