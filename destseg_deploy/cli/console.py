@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -25,6 +25,13 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 Report = Callable[[int, int, str], None]
 LINE_EVERY_S = 30.0
 """Seconds between two lines of progress where there is no terminal."""
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+"""Signals that end a command, where the system has them: Ctrl-C, a request to end, a terminal that
+was closed, and Ctrl-Break of Windows."""
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+"""Those that end it even if the caller ignores them, as a shell does for its background jobs."""
+PATIENCE_S = 5.0
+"""Seconds in which a second signal does nothing: it would break off the removal of files."""
 
 
 def say(line: str, *, err: bool = False) -> None:
@@ -199,24 +206,29 @@ def _explained(error: Exception) -> str | None:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """End with status 130 on Ctrl-C and 143 on SIGTERM, so that temporary files are removed.
+    """End with status 128 + the signal's number, so that temporary files are removed.
 
-    Python's own reactions are a traceback, and an end at once that leaves them.
+    Python's own reactions are a traceback for Ctrl-C, and for the others an end at once that leaves
+    the files. What the caller told to ignore a closed terminal, as nohup does, goes on.
     """
     ended: list[int] = []
+    last = [-PATIENCE_S]
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
+    def end(number: int, frame: FrameType | None) -> None:
         ended.append(128 + number)
-        raise SystemExit(ended[-1])
+        if time.monotonic() - last[0] >= PATIENCE_S:
+            last[0] = time.monotonic()
+            raise SystemExit(ended[0])
 
-    before: dict[signal.Signals, Any] = {}
+    before: dict[int, Any] = {}
     with suppress(ValueError):  # not in the main thread, where signals cannot be caught
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, end)
+        for number in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
+            if number in ALWAYS or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
     try:
         yield
     except SystemExit as error:  # Ray ends a wait with a status of its own in place of ours
-        raise SystemExit(ended[-1] if ended else error.code) from None
+        raise SystemExit(ended[0] if ended else error.code) from None
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
