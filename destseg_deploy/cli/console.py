@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from destseg_deploy.cli.config import defaults, read_config, section
+from destseg_deploy.cli.config import check_number, defaults, read_config, section
 from destseg_deploy.cli.extras import missing_package
 from destseg_deploy.cluster.place import Place
 from destseg_deploy.errors import DataWarning, DestsegError
@@ -110,17 +110,16 @@ class OneLineErrors(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; a file that was given to the group above sets defaults, too.
 
-        Numbers are written as 0 to 9: ``int`` and ``float`` also take the digits of all scripts,
-        and 1_000.
+        See ``check_number`` for what is a number.
         """
         if ctx.parent is not None and ctx.default_map:
             ctx.default_map = defaults(self, ctx, ctx.default_map)
         texts, _, _ = self.make_parser(ctx).parse_args(list(args))
         for param in self.get_params(ctx):
-            text = texts.get(param.name or "")
-            number = isinstance(param.type, click.types.IntParamType | click.types.FloatParamType)
-            if number and isinstance(text, str) and (not text.isascii() or "_" in text):
-                raise click.BadParameter(f"{text!r} is not a number.", ctx, param)
+            given = texts.get(param.name or "")
+            for text in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(text, str):
+                    check_number(param, text, ctx)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -284,22 +284,27 @@ def test_a_library_cannot_change_the_status_of_a_signal():
         assert ended.value.code == status
 
 
-def _end_by(*numbers):
-    """Return the status of a command that gets signals, the second one while it cleans up."""
-    cleaned = False
-    with pytest.raises(SystemExit) as ended, console._signals_end_it():
+def _end_and_clean(numbers, done):
+    """Do what a command does that gets signals, the second one while it removes its files."""
+    with console._signals_end_it():
         try:
             signal.raise_signal(numbers[0])
         finally:
             for number in numbers[1:]:
                 signal.raise_signal(number)
-            cleaned = True
-    assert cleaned
+            done.append("removed")
+
+
+def _end_by(*numbers):
+    done = []
+    with pytest.raises(SystemExit) as ended:
+        _end_and_clean(numbers, done)
+    assert done == ["removed"]
     return ended.value.code
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-def test_a_terminal_that_is_closed_ends_a_command_and_nohup_does_not(monkeypatch):
+def test_a_terminal_that_is_closed_ends_a_command_and_nohup_does_not():
     """The system's own reaction to SIGHUP leaves temporary folders behind."""
     assert _end_by(signal.SIGHUP) == 128 + signal.SIGHUP
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
