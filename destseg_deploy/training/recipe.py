@@ -13,7 +13,7 @@ from typing import Any
 
 from destseg_deploy.data.synthesis import PAPER_ROTATIONS, ROTATIONS
 from destseg_deploy.errors import TrainingError
-from destseg_deploy.options import option
+from destseg_deploy.options import MOST_THREADS, option
 from destseg_deploy.spec import TilingSpec
 from destseg_deploy.spec.tiling import MAX_SCALE
 
@@ -227,9 +227,10 @@ class TrainingOptions:
         "CPU threads of a run, and on Ray the CPUs that it reserves. Another number rounds "
         "otherwise.",
         least=0,
+        most=MOST_THREADS,
         unset="PyTorch's choice here",
     )
-    workers: int = option(2, "Threads that read textures ahead.", least=0)
+    workers: int = option(2, "Threads that read textures ahead.", least=0, most=MOST_THREADS)
     compiled: bool = option(False, "Compile the networks with torch.compile.", name="compile")
     literal: bool = option(
         False, "Train with the reference's loop, unused computations included, to compare with."
