@@ -9,7 +9,8 @@
 Only ``path`` is needed. Paths are relative to the list. A label is ``good`` (or ``ok``, ``normal``,
 ``0``), or names the defect; a list without labels holds good parts. An optional column ``split``
 (``train`` or ``test``) keeps the images that are measured on apart from those that are trained on.
-A JSON list holds an object for each image, with the same names.
+A JSON list holds an object for each image, with the same names. Both are UTF-8, or the UTF-16 that
+Excel and PowerShell write.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from destseg_deploy.errors import DataError
+from destseg_deploy.text import decode_json
 
 SUFFIXES = (".csv", ".json")
 COLUMNS = ("path", "label", "mask", "split")
@@ -58,11 +60,11 @@ def read_list(path: Path) -> list[Entry]:
             expected; the message names the row.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = decode_json(path.read_bytes())  # CSV tables of Excel have such marks, too
         rows = _json_rows(text, path) if path.suffix.lower() == ".json" else _csv_rows(text, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(
             f"{path}: no list of images ({error}). Expected UTF-8 text, a CSV table with the "
             "columns path,label,mask or a JSON list of objects."

@@ -204,7 +204,26 @@ def test_a_list_that_says_too_little_is_refused(tmp_path, text, words):
         open_dataset(path)
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", "[{", "\xff"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_lists_of_excel_and_powershell_are_read(tmp_path, form, encoding):
+    plain = write_list(tmp_path / "a", form)
+    marked = tmp_path / f"b/{plain.name}"
+    marked.parent.mkdir()
+    text = plain.read_text("utf-8-sig").replace("\n", "\r\n")
+    marked.write_bytes(text.encode(encoding))
+    found, expected = ([p.name for p in open_dataset(path).train()] for path in (marked, plain))
+    assert found == expected
+
+
+def test_a_table_whose_quotes_never_close_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "parts.csv"
+    path.write_text('path\n"a.png' + "x" * 200_000)  # beyond csv's limit of a cell
+    with pytest.raises(DataError, match=r"parts\.csv: no list of images \(field larger than"):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "[{", "\xff", "[" * 50_000])
 def test_json_that_is_no_list_of_objects_is_refused(tmp_path, text):
     path = tmp_path / "parts.json"
     path.write_bytes(text.encode("latin-1"))
