@@ -198,8 +198,9 @@ def _undo(staged: Path, folder: Path) -> None:
     A file that somebody has changed since is left alone.
     """
     try:
-        entries = json.loads((staged / JOURNAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no journal: nothing was replaced
+        text = (staged / JOURNAL).read_text(encoding="utf-8")
+        entries = [(str(name), list(mark)) for name, mark in json.loads(text)]
+    except (OSError, ValueError, TypeError, RecursionError):  # no journal: nothing was replaced
         return
     for name, mark in entries:
         target, old = _real(folder / name), staged / OLD / name

@@ -317,6 +317,17 @@ def test_recovery_leaves_a_file_that_the_user_has_changed_since(tmp_path, killed
 # ---------------------------------------------------------------------------- room
 
 
+@pytest.mark.parametrize("text", ["[1]", "5", "[[1, 2, 3]]", '[["a", 5]]', "[" * 50_000, "\xff"])
+def test_a_journal_that_is_none_restores_nothing(tmp_path, text):
+    left = tmp_path / ".destseg-1-1-00000000-00000000"
+    left.mkdir()
+    (left / ".journal").write_bytes(text.encode("latin-1"))
+    os.utime(left, (0, 0))  # of another host, and old
+    (tmp_path / "a").write_text("kept")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_folder_without_room_is_refused_before_the_work(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
