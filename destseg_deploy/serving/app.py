@@ -111,7 +111,7 @@ class Routes:
             raise HTTPException(400, "threshold: expected JSON with score and pixel.") from error
         if type(score) not in (int, float) or type(pixel) not in (int, float):
             raise HTTPException(400, "threshold: expected numbers for score and pixel.")
-        saved = await run_in_threadpool(self.service.save, float(score), float(pixel))
+        saved = await run_in_threadpool(self.service.save, score, pixel)
         return JSONResponse(_threshold(saved))
 
     async def server(self, request: Request) -> Response:

@@ -229,6 +229,7 @@ def test_a_threshold_is_saved_for_verdicts_and_in_the_spec(client, artifact):
         b'{"score": 1.5, "pixel": 1}',
         b'{"score": NaN, "pixel": 1}',
         b'{"score": -0.1, "pixel": 1}',
+        b'{"score": 1' + b"0" * 400 + b', "pixel": 1}',
     ],
 )
 def test_a_wrong_threshold_changes_nothing(client, artifact, body):
