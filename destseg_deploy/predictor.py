@@ -9,6 +9,7 @@ from io import IOBase
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -329,7 +330,8 @@ def _several(frames: Frame | Iterable[Frame], dimensions: int = 3) -> Iterable[F
     if isinstance(frames, set | frozenset):
         raise ShapeError("frames: a set has no order, so no answer has a frame. Pass a list.")
     if isinstance(frames, SINGLE) or not isinstance(frames, Iterable):
-        return [frames]
+        one: Any = frames  # the next step refuses what is no frame
+        return [one]
     return frames
 
 
