@@ -9,7 +9,7 @@ from io import IOBase
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -226,6 +226,17 @@ class Predictor:
     def close(self) -> None:
         """Release the runtime; a second call does nothing."""
         self.runtime.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: threads and device memory stay in their process.
+
+        Raises:
+            BackendError: Always.
+        """
+        raise BackendError(
+            f"{self.spec.artifact.file}: an open predictor cannot be copied or sent to another "
+            "process. Send the path, and load it there."
+        )
 
     def __enter__(self) -> Predictor:
         """Return itself."""

@@ -1,5 +1,7 @@
 """Predictor: any number and size of frames, judged; through every back end the same."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -509,3 +511,10 @@ def test_a_white_without_a_format_is_refused():
     """It would count for nothing, and no one would know."""
     with pytest.raises(ShapeError, match="maximum: 4095 without frame_format"):
         _predictor()(np.zeros((32, 32), np.uint8), maximum=4095)
+
+
+def test_a_predictor_is_not_sent_to_another_process():
+    """pickle's own words name a class of the back end, which the user has never seen."""
+    for send in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(BackendError, match=r"cannot be copied or sent to another.* load it"):
+            send(_predictor())
