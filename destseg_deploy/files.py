@@ -140,6 +140,33 @@ def workshop(folder: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a temporary folder of the system's for what needs no place of its own.
+
+    It is deleted in the end, and those of this user's processes that were killed are, too. Others
+    write in that place as well: their folders are left alone, and no journal in it is followed.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    place = Path(tempfile.gettempdir())
+    with suppress(OSError):
+        for path in [Path(entry.path) for entry in os.scandir(place)]:
+            if _is_abandoned(path) and _is_own(path):
+                shutil.rmtree(path, ignore_errors=True)
+    made = place / temporary_name()
+    made.mkdir(0o700)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _is_own(path: Path) -> bool:
+    return not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
+
+
 def sweep(folder: Path) -> None:
     """Delete what processes that have ended left in a folder; restore what they half replaced.
 
@@ -198,10 +225,13 @@ def _undo(staged: Path, folder: Path) -> None:
     A file that somebody has changed since is left alone.
     """
     try:
-        entries = json.loads((staged / JOURNAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no journal: nothing was replaced
+        text = (staged / JOURNAL).read_text(encoding="utf-8")
+        entries = [(str(name), list(mark)) for name, mark in json.loads(text)]
+    except (OSError, ValueError, TypeError, RecursionError):  # no journal: nothing was replaced
         return
     for name, mark in entries:
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # not ours: it leads elsewhere
+            continue
         target, old = _real(folder / name), staged / OLD / name
         if target.exists() and _mark(target) == mark:  # the new one
             if old.exists():

@@ -112,12 +112,10 @@ def load(
     if not isinstance(path, str | Path) or not str(path).strip():
         raise BackendError(f"load({path!r}): expected the path of a {KNOWN} artifact.")
     path = Path(path)
-    if not path.is_file():
-        found = "a pipe or a device" if path.exists() else "no such file"
-        found = "a folder" if path.is_dir() else found
+    if (found := _obstacle(path)) is not None:
         raise BackendError(f"{path}: {found}. Expected a {KNOWN} artifact.")
     place = None if device is None else Device.parse(device)
-    if options == "tuned":
+    if isinstance(options, str) and options == "tuned":
         backend, options = _tuned(path, backend, place)
     kind = None if options is None else type(options)
     chosen = choose_backend(path, backend, place, kind)
@@ -126,6 +124,17 @@ def load(
     options = options or fit.options()
     check_device(options, place)
     return Predictor(_open(path, place, options, fit.devices[place.kind]))
+
+
+def _obstacle(path: Path) -> str | None:
+    """Say why a path is no file that can be opened; None if it is one."""
+    try:
+        if path.is_file():
+            return None
+        found = "a pipe or a device" if path.exists() else "no such file"
+        return "a folder" if path.is_dir() else found
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        return f"cannot be read ({error.strerror})"
 
 
 def _tuned(path: Path, backend: str | None, device: Device | None) -> tuple[str, Options]:
@@ -157,7 +166,7 @@ def choose_backend(
         BackendError: If the suffix or the back end is unknown, or what was asked for does not fit
             together.
     """
-    if backend is not None and backend not in FITS:
+    if backend is not None and not (isinstance(backend, str) and backend in FITS):
         raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
     able = [
         name

@@ -112,19 +112,34 @@ def _take(path: Path, said: Path) -> bool:
         except FileNotFoundError:
             return False
         _refuse_running(file.read(), path, said)
+        _sign(file, path)
+    return True
+
+
+def _sign(file: TextIO, path: Path) -> None:
+    """Write this process into the lock file; on a full disk remove it, while it is still held."""
+    text = f".destseg-{Owner.current()}-\n{platform.node()}\n"
+    try:
         file.seek(0)
         file.truncate()
-        file.write(f".destseg-{Owner.current()}-\n{platform.node()}\n")
-    return True
+        os.write(file.fileno(), text.encode())  # at once: a buffer would fail when it is closed
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise _unwritable(path, error) from error
 
 
 def _opened(path: Path) -> TextIO:
     try:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", **TEXT)
     except OSError as error:
-        raise OutputError(
-            f"{path.parent}: cannot be written ({error.strerror or error}). Choose another output."
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path.parent}: cannot be written ({error.strerror or error}). Choose another output."
+    )
 
 
 def _refuse_running(text: str, path: Path, said: Path) -> None:

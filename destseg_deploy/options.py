@@ -25,6 +25,9 @@ BACKENDS = ("onnxruntime", "openvino", "tensorrt", "pytorch", "server")
 DEVICES = {"cpu": "cpu", "cuda": "cuda, cuda:<index>", "gpu": "gpu, gpu:<index>"}
 """Kind of device -> how it is written."""
 
+MOST_THREADS = 1024
+"""Of threads, and of calls at a time: a back end that is asked for millions ends the process."""
+
 REPLACED = {
     "openvino": "backend 'openvino' (--backend openvino) and leave the device out",
     "tensorrt": "OrtOptions(tensorrt=True) and device 'cuda' (--ort-tensorrt --device cuda)",
@@ -50,7 +53,12 @@ class Device:
         Raises:
             BackendError: If the kind is unknown, or the index is below 0 or given for the CPU.
         """
-        if self.kind not in DEVICES or self.index < 0 or (self.kind == "cpu" and self.index):
+        if (
+            not (isinstance(self.kind, str) and self.kind in DEVICES)
+            or type(self.index) is not int
+            or self.index < 0
+            or (self.kind == "cpu" and self.index)
+        ):
             raise BackendError(_unknown_device(f"{self.kind}:{self.index}"))
 
     @classmethod
@@ -62,7 +70,7 @@ class Device:
         """
         if isinstance(text, Device):
             return text
-        found = re.fullmatch(r"(cpu|cuda|gpu)(?::(\d+))?", str(text), re.ASCII)
+        found = re.fullmatch(r"(cpu|cuda|gpu)(?::(\d{1,4}))?", str(text), re.ASCII)
         if found is None or text.startswith("cpu:"):
             raise BackendError(_unknown_device(text))
         return cls(found[1], int(found[2] or 0))
@@ -92,6 +100,7 @@ def option(
     *,
     choices: Sequence[str] = (),
     least: int | None = None,
+    most: int | None = None,
     device: str | None = None,
     metavar: str | None = None,
     unset: str | None = None,
@@ -104,6 +113,7 @@ def option(
         text: What it does; the help of the command's option.
         choices: The only values it takes.
         least: Smallest number it takes.
+        most: Largest number it takes.
         device: Kind of device it is for; None for all that the back end has.
         metavar: What the help writes for its value.
         unset: What the default stands for, where the value itself does not say it.
@@ -113,6 +123,7 @@ def option(
         "text": text,
         "choices": tuple(choices),
         "least": least,
+        "most": most,
         "device": device,
     }
     said |= {"metavar": metavar, "unset": unset}
@@ -148,8 +159,11 @@ class Checked:
             )
             if choices and value not in choices:
                 raise BackendError(f"{one.name} {value!r}: expected {' or '.join(choices)}.")
-            if least is not None and value is not None and value < least:
+            if least is not None and value is not None and not value >= least:  # NaN is not
                 raise BackendError(f"{one.name}: {value}, expected {least} or more.")
+            most = one.metadata["most"]
+            if most is not None and value is not None and value > most:
+                raise BackendError(f"{one.name}: {value}, expected {most} at most.")
 
 
 def _is_of(value: object, hint: Any) -> bool:
@@ -189,7 +203,11 @@ class OrtOptions(Checked):
     """How ONNX Runtime runs a graph."""
 
     threads: int = option(
-        0, "Threads within an operator on the CPU.", least=0, unset="ONNX Runtime's choice"
+        0,
+        "Threads within an operator on the CPU.",
+        least=0,
+        most=MOST_THREADS,
+        unset="ONNX Runtime's choice",
     )
     arena: bool = option(
         True,
@@ -280,6 +298,7 @@ class OpenVinoOptions(Checked):
         0,
         "CPU threads of all streams together.",
         least=0,
+        most=MOST_THREADS,
         device="cpu",
         unset="OpenVINO's choice",
     )
@@ -299,6 +318,7 @@ class OpenVinoOptions(Checked):
         0,
         "Calls that run at the same time, each on its share of the cores.",
         least=0,
+        most=MOST_THREADS,
         unset="what the hint brings",
     )
     pinning: bool | None = option(
@@ -330,6 +350,7 @@ class TensorRtOptions(Checked):
         "Calls that run at the same time, each with memory of its own; 2 let copies overlap with "
         "computing.",
         least=1,
+        most=MOST_THREADS,
     )
     cuda_graph: bool = option(True, "Record a CUDA graph for each batch size and replay it.")
 
@@ -342,6 +363,7 @@ class TorchOptions(Checked):
         0,
         "Threads within an operator on the CPU. PyTorch has one number for the whole process.",
         least=0,
+        most=MOST_THREADS,
         device="cpu",
         unset="PyTorch's choice",
     )
@@ -400,7 +422,7 @@ class ServerOptions(Checked):
     model: str = option(
         "", "Name of the model there.", metavar="NAME", unset="the artifact's, without its suffix"
     )
-    timeout: float = option(30.0, "Seconds that an answer may take.", least=0)
+    timeout: float = option(30.0, "Seconds that an answer may take.", least=0, most=24 * 3600)
 
     def __post_init__(self) -> None:
         """Refuse an address that cannot be asked.

@@ -153,7 +153,7 @@ def _images_of(table: Path) -> list[Path]:
         text = table.read_text("utf-8-sig")
         rows = json.loads(text) if table.suffix == ".json" else csv.DictReader(io.StringIO(text))
         return [Path(row["image"].removeprefix("'")) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error):
         return []
 
 

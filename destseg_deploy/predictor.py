@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from io import IOBase
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from destseg_deploy.data.images import read_content, read_image, read_picture
 from destseg_deploy.data.pixel_formats import FrameFormat, layout_of, to_rgb
 from destseg_deploy.data.resize import remark_squeeze, resize_image
-from destseg_deploy.errors import BackendError, ShapeError, SpecError
+from destseg_deploy.errors import BackendError, DataError, ShapeError, SpecError
 from destseg_deploy.runtime.base import (
     Prediction,
     Runtime,
@@ -26,6 +28,9 @@ from destseg_deploy.runtime.base import (
     check_values,
 )
 from destseg_deploy.spec import ModelSpec, Threshold
+
+SINGLE = (str, Path, Image.Image, bytes, bytearray, memoryview, IOBase)
+"""What Python can go through piece by piece, and is one thing here: a frame, or no frame at all."""
 
 Frame = NDArray[np.uint8] | str | Path | Image.Image
 """uint8 (H, W, 3) RGB or (H, W) grey, an image file, or a Pillow image."""
@@ -152,6 +157,8 @@ class Predictor:
                 f"batch_size: {wanted!r}, expected 1 to {batch.max}, the artifact's largest."
             )
         several = _several(frames, _dimensions(frame_format))
+        if frame_format is None and maximum is not None:
+            raise ShapeError(f"maximum: {maximum!r} without frame_format, which it belongs to.")
         if frame_format is not None:
             several = (_converted(frame, frame_format, maximum) for frame in several)
         sizes: deque[tuple[int, int]] = deque()  # of frames that were taken and not yet answered
@@ -210,6 +217,8 @@ class Predictor:
             DataError: If it cannot be read.
             ShapeError: If the artifact takes no image of its size; the error names the file.
         """
+        if not isinstance(path, str | Path) or not str(path).strip():
+            raise DataError(f"path {path!r}: expected the name of an image file.")
         name = str(path)
         pixels = read_image(path) if content is None else read_content(content, name)
         return self._check(pixels, name)
@@ -217,6 +226,17 @@ class Predictor:
     def close(self) -> None:
         """Release the runtime; a second call does nothing."""
         self.runtime.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: threads and device memory stay in their process.
+
+        Raises:
+            BackendError: Always.
+        """
+        raise BackendError(
+            f"{self.spec.artifact.file}: an open predictor cannot be copied or sent to another "
+            "process. Send the path, and load it there."
+        )
 
     def __enter__(self) -> Predictor:
         """Return itself."""
@@ -246,7 +266,7 @@ class Predictor:
     def _frame(self, frame: Frame) -> NDArray[np.uint8]:
         """Return what was passed as pixels that the artifact takes."""
         if isinstance(frame, str | Path):
-            return self.read(Path(frame))
+            return self.read(frame)
         if isinstance(frame, Image.Image):
             return self._check(read_picture(frame))
         if not isinstance(frame, np.ndarray) or isinstance(frame, np.ma.MaskedArray):
@@ -318,8 +338,11 @@ def _several(frames: Frame | Iterable[Frame], dimensions: int = 3) -> Iterable[F
             "frame: expected uint8 (H, W, 3) or (H, W), a path or a Pillow image, got dict. Pass "
             "its values as a list."
         )
-    if isinstance(frames, str | Path | Image.Image | bytes) or not isinstance(frames, Iterable):
-        return [frames]
+    if isinstance(frames, set | frozenset):
+        raise ShapeError("frames: a set has no order, so no answer has a frame. Pass a list.")
+    if isinstance(frames, SINGLE) or not isinstance(frames, Iterable):
+        one: Any = frames  # the next step refuses what is no frame
+        return [one]
     return frames
 
 

@@ -232,7 +232,7 @@ def _origin_of(path: Path) -> Origin:
     try:
         said = json.loads(metadata[METADATA])
         return Origin(**{name: said[name] for name in Origin.__dataclass_fields__})
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise OutputError(
             f"{path}: exists and was not written by this command. Choose another --output, or move "
             "it away."

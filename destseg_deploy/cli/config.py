@@ -16,18 +16,24 @@ more than the file. A table or a key that no command knows is refused.
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import click
 
+from destseg_deploy.text import decode_json
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
 
 PROGRAM = "destseg-"
 """How the names of the programs begin; ``destseg-train`` is the command ``train``."""
@@ -43,11 +49,29 @@ def read_config(path: Path) -> dict[str, Any]:
         click.UsageError: If it cannot be read or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(decode_json(path.read_bytes()))  # editors write the same marks here
     except OSError as error:
         raise click.UsageError(f"--config {path}: {error.strerror or error}.") from error
-    except ValueError as error:  # no UTF-8, or no TOML
+    except (ValueError, RecursionError) as error:  # no UTF-8, or no TOML
         raise click.UsageError(f"--config {path}: no TOML ({error}).") from error
+
+
+def check_number(param: click.Parameter, text: str, ctx: click.Context | None = None) -> None:
+    """Refuse what click takes for a number and is none, or has no end.
+
+    ``int`` and ``float`` read the digits of all scripts, 1_000, nan and inf. No range holds NaN
+    off, because it is neither below nor above anything.
+
+    Raises:
+        click.BadParameter: With the text.
+    """
+    if not isinstance(param.type, NUMBERS):
+        return
+    endless = False
+    with suppress(ValueError):  # click refuses those
+        endless = not math.isfinite(float(text))
+    if endless or not text.isascii() or "_" in text:
+        raise click.BadParameter(f"{text!r} is not a number.", ctx, param)
 
 
 def section(values: Mapping[str, Any], ctx: click.Context) -> Mapping[str, Any]:
@@ -117,12 +141,26 @@ def _keys(param: click.Parameter) -> list[str]:
 
 
 def _fitted(param: click.Parameter, value: Any) -> Any:
-    """Return a value as the command line would give it."""
-    if param.multiple or param.nargs != 1:
-        return value if isinstance(value, list) else [value]
-    if isinstance(value, list):  # options such as --batch 1,8
-        return ",".join(map(str, value))
-    return value
+    """Return a value as the command line would give it, which refuses what it cannot be.
+
+    Numbers become text: click would cut 3.9 to 3 where a whole number is expected.
+    """
+    if isinstance(value, list):
+        values = [_fitted_one(param, one) for one in value]
+        # a list is also how a file writes options such as --batch 1,8
+        return values if param.multiple or param.nargs != 1 else ",".join(map(str, values))
+    found = _fitted_one(param, value)
+    return [found] if param.multiple or param.nargs != 1 else found
+
+
+def _fitted_one(param: click.Parameter, value: Any) -> Any:
+    if isinstance(value, bool) and getattr(param, "is_flag", False):
+        return value
+    if not isinstance(value, str | bool | int | float):
+        raise click.UsageError(f"--config: {param.opts[0]}: {value!r} is no text and no number.")
+    text = str(value)
+    check_number(param, text)
+    return text
 
 
 def command_names() -> tuple[str, ...]:

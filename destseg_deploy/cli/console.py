@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from destseg_deploy.cli.config import defaults, read_config, section
+from destseg_deploy.cli.config import check_number, defaults, read_config, section
 from destseg_deploy.cli.extras import missing_package
 from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cluster.place import Place
@@ -26,6 +26,13 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 Report = Callable[[int, int, str], None]
 LINE_EVERY_S = 30.0
 """Seconds between two lines of progress where there is no terminal."""
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+"""Signals that end a command, where the system has them: Ctrl-C, a request to end, a terminal that
+was closed, and Ctrl-Break of Windows."""
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+"""Those that end it even if the caller ignores them, as a shell does for its background jobs."""
+PATIENCE_S = 5.0
+"""Seconds in which a second signal does nothing: it would break off the removal of files."""
 
 
 def say(line: str, *, err: bool = False) -> None:
@@ -104,17 +111,16 @@ class OneLineErrors(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; a file that was given to the group above sets defaults, too.
 
-        Numbers are written as 0 to 9: ``int`` and ``float`` also take the digits of all scripts,
-        and 1_000.
+        See ``check_number`` for what is a number.
         """
         if ctx.parent is not None and ctx.default_map:
             ctx.default_map = defaults(self, ctx, ctx.default_map)
         texts, _, _ = self.make_parser(ctx).parse_args(list(args))
         for param in self.get_params(ctx):
-            text = texts.get(param.name or "")
-            number = isinstance(param.type, click.types.IntParamType | click.types.FloatParamType)
-            if number and isinstance(text, str) and (not text.isascii() or "_" in text):
-                raise click.BadParameter(f"{text!r} is not a number.", ctx, param)
+            given = texts.get(param.name or "")
+            for text in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(text, str):
+                    check_number(param, text, ctx)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -200,24 +206,29 @@ def _explained(error: Exception) -> str | None:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """End with status 130 on Ctrl-C and 143 on SIGTERM, so that temporary files are removed.
+    """End with status 128 + the signal's number, so that temporary files are removed.
 
-    Python's own reactions are a traceback, and an end at once that leaves them.
+    Python's own reactions are a traceback for Ctrl-C, and for the others an end at once that leaves
+    the files. What the caller told to ignore a closed terminal, as nohup does, goes on.
     """
     ended: list[int] = []
+    last = [-PATIENCE_S]
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
+    def end(number: int, frame: FrameType | None) -> None:
         ended.append(128 + number)
-        raise SystemExit(ended[-1])
+        if time.monotonic() - last[0] >= PATIENCE_S:
+            last[0] = time.monotonic()
+            raise SystemExit(ended[0])
 
-    before: dict[signal.Signals, Any] = {}
+    before: dict[int, Any] = {}
     with suppress(ValueError):  # not in the main thread, where signals cannot be caught
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, end)
+        for number in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
+            if number in ALWAYS or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
     try:
         yield
     except SystemExit as error:  # Ray ends a wait with a status of its own in place of ours
-        raise SystemExit(ended[-1] if ended else error.code) from None
+        raise SystemExit(ended[0] if ended else error.code) from None
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)

@@ -15,7 +15,7 @@ from destseg_deploy.cli.console import say
 from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.errors import BackendError, DestsegError
 from destseg_deploy.loading import FITS, choose_backend
-from destseg_deploy.options import BACKENDS, Device
+from destseg_deploy.options import BACKENDS, MOST_THREADS, Device
 from destseg_deploy.spec import Threshold, is_number
 from destseg_deploy.tuning import tuned
 
@@ -28,7 +28,10 @@ ARTIFACT = click.argument("artifact", type=FILE)
 VERSION = click.version_option(environment.VERSION)
 DATA = click.option("--data", type=FOLDER, default="data", help="Folder that holds the categories.")
 THREADS = click.option(
-    "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: the back end's choice."
+    "--threads",
+    type=click.IntRange(0, MOST_THREADS),
+    default=0,
+    help="CPU threads; 0: the back end's choice.",
 )
 RATE = click.option(
     "--false-reject-rate",
@@ -280,7 +283,7 @@ def _option(one: Field[Any], hint: Any, prefix: str, heading: str) -> Callable[[
     elif getattr(hint, "__origin__", None) is tuple:
         details["callback"] = _read_numbers if int in hint.__args__ else _read_texts
     else:
-        details["type"] = _value_type(hint, said["least"])
+        details["type"] = _value_type(hint, said["least"], said["most"])
     return click.option(
         *flags,
         _destination(one, prefix),
@@ -292,14 +295,14 @@ def _option(one: Field[Any], hint: Any, prefix: str, heading: str) -> Callable[[
     )
 
 
-def _value_type(hint: Any, least: int | None) -> Any:
+def _value_type(hint: Any, least: int | None, most: int | None) -> Any:
     """Return what click reads a field as: text, a number, or a whole number."""
     kinds = (hint, *getattr(hint, "__args__", ()))
     if str in kinds:
         return str
     if float in kinds:
-        return float if least is None else click.FloatRange(least)
-    return int if least is None else click.IntRange(least)
+        return float if least is None else click.FloatRange(least, most)
+    return int if least is None else click.IntRange(least, most)
 
 
 def _read_texts(

@@ -27,6 +27,7 @@ from destseg_deploy.data.finding import (
     list_below,
     list_folders,
     list_images,
+    walk_folders,
 )
 from destseg_deploy.data.lists import Entry, is_list, read_list
 from destseg_deploy.data.mvtec import GOOD, Sample
@@ -110,7 +111,7 @@ def of_folders(good: Path, ng: Sequence[Path]) -> DataSet:
         bad = [sample for folder in ng for sample in _kinds(folder)]
         return [Sample(path, GOOD) for path in normal()] + bad
 
-    normal = partial(find_images, [str(good)])
+    normal = partial(_good_of, good)
     source = Path(os.path.commonpath([path.resolve() for path in (good, *ng)]))
     return DataSet(name_of(good), source, normal, normal, test)
 
@@ -205,6 +206,7 @@ def _of_folder(folder: Path) -> DataSet:
                 f"{folder}: holds {ng.name}, and no folder that is called good, so its good parts "
                 f"are not told from the others. {TELL}."
             )
+        _refuse_mixed(folder)
         normal = partial(_below, folder)
         return DataSet(name_of(folder), folder, normal, normal, partial(_no_labels, folder))
     masks = next((path for path in folders if path.name.lower() in MASK_FOLDERS), None)
@@ -244,6 +246,28 @@ def _sample(entry: Entry) -> Sample:
     if entry.label is None or entry.label.lower() in GOOD_NAMES:
         return Sample(entry.path, GOOD)
     return Sample(entry.path, entry.label, entry.mask)
+
+
+def _good_of(source: Path) -> list[Path]:
+    """Return the good parts of a folder or a list that was named for them."""
+    if source.is_dir() or is_list(source):
+        return open_dataset(source).good()
+    return find_images([str(source)])
+
+
+def _refuse_mixed(folder: Path) -> None:
+    """Refuse a folder of good parts that holds NG parts or masks, at any depth.
+
+    They would be trained on as good parts. Mostly the folder above the right one was named.
+    """
+    for below in walk_folders(folder):
+        inner = below if is_mvtec(below) else below.parent
+        if below != folder and (inner == below or below.name.lower() in (*NG_NAMES, *MASK_FOLDERS)):
+            hint = "" if inner == folder else f"Pass {inner} if that is the data set. "
+            raise DataError(
+                f"{folder}: holds {below}, so good parts, NG parts and masks are not told apart. "
+                f"{hint}{TELL}."
+            )
 
 
 def _below(folder: Path) -> list[Path]:

@@ -28,6 +28,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from destseg_deploy.errors import DataError
 from destseg_deploy.memory import refuse_shortage
+from destseg_deploy.spec import is_number
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -200,7 +201,7 @@ def check_size(image: Image.Image, name: Path | str) -> None:
 
 def _memory_limit() -> int:
     text = os.environ.get(MEMORY, str(DEFAULT_MEMORY))
-    if not text.isdecimal() or int(text) < 1:
+    if not is_number(text) or int(text) < 1:
         raise DataError(f"{MEMORY}={text}: expected a whole number of MiB, such as 1024.")
     return int(text)
 

@@ -66,7 +66,7 @@ def stream_below(folder: Path) -> Iterator[Path]:
     Only the names of one folder are held at a time, so that a million images may be below.
     """
     if folder.is_dir():
-        for below in _folders(folder):
+        for below in walk_folders(folder):
             yield from _images_in(below)
 
 
@@ -142,7 +142,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
     return (path for path in _visible(folder) if is_image(path) and not path.is_dir())
 
 
-def _folders(folder: Path) -> Iterator[Path]:
+def walk_folders(folder: Path) -> Iterator[Path]:
     """Yield a folder and those below it, the nearest first, each real folder once."""
     queue, seen = [folder], set[str]()
     for current in queue:
@@ -161,7 +161,7 @@ def _matches(folder: Path, pattern: Path) -> Iterator[Path]:
     first, *others = pattern.parts
     rest = Path(*others)
     if first == "**":
-        for below in _folders(folder):
+        for below in walk_folders(folder):
             yield from _matches(below, rest) if others else [below]
         return
     for path in _entries(folder, first):

@@ -9,7 +9,8 @@
 Only ``path`` is needed. Paths are relative to the list. A label is ``good`` (or ``ok``, ``normal``,
 ``0``), or names the defect; a list without labels holds good parts. An optional column ``split``
 (``train`` or ``test``) keeps the images that are measured on apart from those that are trained on.
-A JSON list holds an object for each image, with the same names.
+A JSON list holds an object for each image, with the same names. Both are UTF-8, or the UTF-16 that
+Excel and PowerShell write.
 """
 
 from __future__ import annotations

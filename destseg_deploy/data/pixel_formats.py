@@ -113,12 +113,13 @@ def _maximum(frame_format: FrameFormat, maximum: int | None) -> int | None:
     usual = MAXIMA.get(frame_format)
     if maximum is None:
         return usual
-    if usual is None or not 1 <= maximum <= 65535:
+    whole = isinstance(maximum, int | np.integer) and not isinstance(maximum, bool)
+    if usual is None or not whole or not 1 <= maximum <= 65535:
         raise ShapeError(
-            f"maximum: {maximum} for frame_format {frame_format!r}, expected 1 to 65535 for "
+            f"maximum: {maximum!r} for frame_format {frame_format!r}, expected 1 to 65535 for "
             f"{', '.join(MAXIMA)}, else none."
         )
-    return maximum
+    return int(maximum)
 
 
 def _check(frame: NDArray[Any], frame_format: FrameFormat) -> None:

@@ -106,7 +106,8 @@ class CompiledModels:
         """
         path = self._path(core, place, config, version)
         blob = compiled.export_model().getbuffer()
-        header = {"sha256": hashlib.sha256(blob).hexdigest(), **asdict(self.ask(compiled))}
+        header = {"file": path.name, "sha256": hashlib.sha256(blob).hexdigest()}
+        header |= asdict(self.ask(compiled))
         try:
             with replacing(path) as temporary, temporary.open("wb") as file:
                 file.write(json.dumps(header).encode() + b"\n")
@@ -127,6 +128,8 @@ class CompiledModels:
         with path.open("rb") as file:
             header = json.loads(file.readline(HEADER))
             blob = file.read()
+        if header["file"] != path.name:  # of other options: bf16 under the name of fp32
+            raise ValueError(f"it was written as {header['file']}")
         if hashlib.sha256(blob).hexdigest() != header["sha256"]:
             raise ValueError("its hash is another")
         compiled = core.import_model(io.BytesIO(blob), place, dict(config))

@@ -21,7 +21,7 @@ from destseg_deploy.errors import ShapeError
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.server.over_http import HEADER
 from destseg_deploy.runtime.server.runtime import HASH
-from destseg_deploy.spec import ModelSpec
+from destseg_deploy.spec import ModelSpec, is_number
 
 VERDICT = "verdict"
 SIDE_OF_ANY = -1
@@ -87,8 +87,8 @@ def read_request(body: bytes, header_length: str | None, spec: ModelSpec) -> Inf
     Raises:
         ShapeError: If it is no such request, or its tensor is not what the artifact takes.
     """
-    if header_length is not None and not (header_length.isdecimal() and header_length.isascii()):
-        raise ShapeError(f"{HEADER}: {header_length!r}, expected a number of bytes.")
+    if header_length is not None and not is_number(header_length):
+        raise ShapeError(f"{HEADER}: {header_length[:40]!r}, expected a number of bytes.")
     end = len(body) if header_length is None else int(header_length)
     if end > len(body):
         raise ShapeError(f"{HEADER}: {end}, expected at most the body's {len(body)} bytes.")

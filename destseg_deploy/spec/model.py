@@ -231,9 +231,10 @@ class ModelSpec:
         path = spec_path(Path(artifact))
         sweep(path.parent)  # a writer that was killed may have replaced one file of the two
         if not path.exists():
+            gone = "" if Path(artifact).exists() else "no such file, and "
             raise SpecError(
-                f"{artifact}: no spec {path.name} beside it. Copy the .json that was written with "
-                f"the artifact, or make both again with destseg-export."
+                f"{artifact}: {gone}no spec {path.name} beside it. Copy the .json that was written "
+                "with the artifact, or make both again with destseg-export."
             )
         return cls.from_json(read_json_text(path), str(path))
 

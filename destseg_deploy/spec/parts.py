@@ -43,13 +43,19 @@ limits: its hosts allocate buffers of these sizes from what a file says."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MOST_DIGITS = 18
+"""Of a whole number that somebody writes; 64 bits hold it."""
+
 BY_HAND = "set by hand"
 """Rule of a threshold that somebody chose."""
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a whole number in the digits 0 to 9; ``isdecimal`` takes all scripts."""
-    return text.isascii() and text.isdecimal()
+    """Whether a text is a whole number in the digits 0 to 9; ``isdecimal`` takes all scripts.
+
+    One of more than ``MOST_DIGITS`` counts nothing here, and ``int`` fails beyond 4,300.
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,11 +32,13 @@ def check_output(
         is_ours: Asked about an older file that has no spec beside it.
 
     Raises:
-        OutputError: If the name is wrong, or the artifact or its spec would replace another file.
+        OutputError: If the name is wrong, the folder is read-only, or the artifact or its spec
+            would replace another file.
     """
     spec = spec_path(output)
     if output.suffix.lower() != suffix:
         raise OutputError(f"{output}: expected a name that ends in {suffix}. Add it.")
+    _check_folder(Path(os.path.realpath(output)).parent)
     if spec.exists():
         kind = _described(spec)
         if kind != suffix and (kind is not None or not output.exists()):
@@ -48,6 +51,13 @@ def check_output(
             f"{output}: exists without {spec.name} beside it, so nothing says that it may be "
             "replaced. Choose another name, or move it away."
         )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or made, before the work for it begins."""
+    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"{there}: cannot be written (read-only). Choose another output.")
 
 
 def _described(spec: Path) -> str | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from destseg_deploy.errors import BackendError
+from destseg_deploy.errors import BackendError, TrainingError
 from destseg_deploy.training.batches import Batch
 from destseg_deploy.training.checkpointing import RunState
 from destseg_deploy.training.recipe import Phase
@@ -32,6 +34,7 @@ class TensorBoardLog:
 
         Raises:
             BackendError: If TensorBoard is not installed.
+            TrainingError: If the folder cannot be written; so do the other methods.
         """
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -40,7 +43,9 @@ class TensorBoardLog:
                 "TensorBoard is not installed. Install it with pip install "
                 "'destseg-deploy[tensorboard]', or leave out --tensorboard."
             ) from error
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self._folder = folder
+        with self._named():
+            self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
         self._written = first_step
         self._pictured: int | None = None
         self._time = time.perf_counter()
@@ -49,12 +54,29 @@ class TensorBoardLog:
         """Return the log."""
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Write what is pending and close the log."""
-        self._writer.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Write what is pending and close the log. The error that ends the training comes first."""
+        with suppress(TrainingError) if kind else nullcontext(), self._named():
+            self._writer.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the log in an error of the system; TensorBoard's own names no file."""
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self._folder}: TensorBoard's log cannot be written ({error.strerror or error}). "
+                "What was saved of the training is intact. Make room or leave out --tensorboard, "
+                "and repeat the command."
+            ) from error
 
     def write_steps(self, phase: Phase, state: RunState, rates: list[float]) -> None:
         """Write the losses since the last call, the learning rates and the speed."""
+        with self._named():
+            self._write_steps(phase, state, rates)
+
+    def _write_steps(self, phase: Phase, state: RunState, rates: list[float]) -> None:
         for step in range(self._written, state.step):
             self._writer.add_scalar(f"loss/{phase.name}", float(state.losses[step]), step + 1)
         names = ("student",) if phase.name == "student" else ("res", "head")
@@ -80,5 +102,6 @@ class TensorBoardLog:
         grey = [part.expand(-1, 3, -1, -1) for part in (mask, found)]
         columns = [image / 255, clean / 255, *grey]
         rows = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)
-        self._writer.add_image("samples", rows.clamp(0, 1), step)
+        with self._named():
+            self._writer.add_image("samples", rows.clamp(0, 1), step)
         self._pictured = step

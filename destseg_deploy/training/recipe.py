@@ -13,13 +13,15 @@ from typing import Any
 
 from destseg_deploy.data.synthesis import PAPER_ROTATIONS, ROTATIONS
 from destseg_deploy.errors import TrainingError
-from destseg_deploy.options import option
-from destseg_deploy.spec import TilingSpec
+from destseg_deploy.options import MOST_THREADS, option
+from destseg_deploy.spec import MAX_NETWORK_SIDE, TilingSpec
 from destseg_deploy.spec.tiling import MAX_SCALE
 
 CROPS = ("anywhere", "grid")
 DECAYS = ("none", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MOST_STEPS = 10_000_000
+"""Of a phase; the loss of each is kept. The paper's longer one has 4,000."""
 PAPER = "paper"
 """Name of the paper's recipe."""
 
@@ -114,14 +116,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
-        check_option(
-            self.size >= 64 and self.size % 32 == 0, "size", self.size, "a multiple of 32, from 64"
-        )
+        good = 64 <= self.size <= MAX_NETWORK_SIDE and self.size % 32 == 0
+        expected = f"a multiple of 32, from 64 to {MAX_NETWORK_SIDE}"
+        check_option(good, "size", self.size, expected)  # before all images are read at that size
         self._check_tiles()
         # ASPP's pooled branch has one value per image, and BatchNorm cannot train on one value.
         check_option(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (BatchNorm)")
-        steps = min(self.student_steps, self.segmentation_steps)
-        check_option(steps >= 1, "steps", steps, "at least 1")
+        for steps in (self.student_steps, self.segmentation_steps):
+            check_option(steps >= 1, "steps", steps, "at least 1")
+            check_option(steps <= MOST_STEPS, "steps", steps, f"at most {MOST_STEPS}")
+        check_option(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2**63")
         check_option(self.decay in DECAYS, "decay", self.decay, " or ".join(DECAYS))
         check_option(self.gamma >= 0, "gamma", self.gamma, "at least 0")
         check_option(0 <= self.holdout < 1, "holdout", self.holdout, "a share in [0, 1)")
@@ -227,9 +231,10 @@ class TrainingOptions:
         "CPU threads of a run, and on Ray the CPUs that it reserves. Another number rounds "
         "otherwise.",
         least=0,
+        most=MOST_THREADS,
         unset="PyTorch's choice here",
     )
-    workers: int = option(2, "Threads that read textures ahead.", least=0)
+    workers: int = option(2, "Threads that read textures ahead.", least=0, most=MOST_THREADS)
     compiled: bool = option(False, "Compile the networks with torch.compile.", name="compile")
     literal: bool = option(
         False, "Train with the reference's loop, unused computations included, to compare with."

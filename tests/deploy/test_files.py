@@ -1,6 +1,7 @@
 """Files are whole or not there."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from destseg_deploy.errors import OutputError
-from destseg_deploy.files import refuse_others, replacing, reserve, sha256, staging, sweep
+from destseg_deploy.files import (
+    refuse_others,
+    replacing,
+    reserve,
+    scratch,
+    sha256,
+    staging,
+    sweep,
+)
+from destseg_deploy.locks import temporary_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -315,6 +325,51 @@ def test_recovery_leaves_a_file_that_the_user_has_changed_since(tmp_path, killed
 
 
 # ---------------------------------------------------------------------------- room
+
+
+def _left_by_a_killed_process(place):
+    """A process number that is not in use, on this host."""
+    host = temporary_name().split("-")[3]
+    left = place / f".destseg-{2**22 + 1}-1-{host}-00000000"
+    left.mkdir()
+    (left / "graph.onnx").write_text("140 MB")
+    return left
+
+
+def test_what_a_killed_process_left_in_the_systems_folder_is_removed(tmp_path, monkeypatch):
+    """fp16 and bf16 exports keep a copy of the graph there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = _left_by_a_killed_process(tmp_path)
+    (tmp_path / "others").touch()
+    with scratch() as folder:
+        assert not left.exists()
+        assert folder.parent == tmp_path
+        (folder / "a").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["others"]
+
+
+def test_a_journal_never_leads_out_of_its_folder(tmp_path):
+    """Who may write to a folder could else delete any file of whoever runs a command there."""
+    folder, mine = tmp_path / "out", tmp_path / "mine"
+    folder.mkdir()
+    mine.write_text("kept")
+    left = _left_by_a_killed_process(folder)
+    mark = [mine.stat().st_ino, mine.stat().st_mtime_ns]
+    (left / ".journal").write_text(json.dumps([["../mine", mark], [str(mine), mark]]))
+    sweep(folder)
+    assert mine.read_text() == "kept"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[1]", "5", "[[1, 2, 3]]", '[["a", 5]]', "[" * 50_000, "\xff"])
+def test_a_journal_that_is_none_restores_nothing(tmp_path, text):
+    left = tmp_path / ".destseg-1-1-00000000-00000000"
+    left.mkdir()
+    (left / ".journal").write_bytes(text.encode("latin-1"))
+    os.utime(left, (0, 0))  # of another host, and old
+    (tmp_path / "a").write_text("kept")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_without_room_is_refused_before_the_work(tmp_path, monkeypatch):

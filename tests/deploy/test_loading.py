@@ -164,6 +164,22 @@ def test_a_missing_file_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_a_name_that_the_system_refuses_is_an_error_of_ours():
+    for path in ("a" * 300 + ".onnx", "a/" * 3000 + "b.onnx"):
+        with pytest.raises(BackendError, match=r"cannot be read \(File name too long\)"):
+            load(path)
+    with pytest.raises(BackendError, match="no such file"):
+        load("a\0b.onnx")
+
+
+def test_arguments_of_any_type_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"x")
+    for wrong in ({"backend": ["openvino"]}, {"backend": 5}, {"options": np.zeros(2)}):
+        with pytest.raises(BackendError):
+            load(path, **wrong)
+
+
 @pytest.mark.parametrize("path", [None, "", " ", 5, b"a.onnx"])
 def test_what_is_no_path_is_refused(path):
     with pytest.raises(BackendError, match=r"^load\(.*\): expected the path of a \.onnx"):

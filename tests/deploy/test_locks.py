@@ -115,6 +115,25 @@ def test_an_empty_lock_is_taken_over(tmp_path):
         assert owner_of((tmp_path / ".a.lock").read_text()) == Owner.current()
 
 
+def test_a_damaged_lock_is_taken_over(tmp_path):
+    (tmp_path / ".a.lock").write_bytes(b"\xff\xfe\x00" * 50)
+    with locked(tmp_path / "a"):
+        assert owner_of((tmp_path / ".a.lock").read_text()) == Owner.current()
+
+
+def test_on_a_full_disk_no_lock_is_left_and_the_folder_is_named(tmp_path):
+    resource = pytest.importorskip("resource", reason="Windows has no limits of this kind")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # a file may be made, not written
+    try:
+        with pytest.raises(OutputError, match=f"^{tmp_path}: cannot be written"):
+            with locked(tmp_path / "a"):
+                pytest.fail("held without a lock")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_of_another_host_is_left_alone_and_named(tmp_path):
     lock = tmp_path / ".a.lock"
     lock.write_text(".destseg-1-1-00000000-\nline4\n")
@@ -157,10 +176,3 @@ def test_of_many_that_start_at_once_over_a_stale_lock_one_holds_it(tmp_path):
     for run in runs:
         run.communicate()
     assert sorted(answers) == ["held\n"] + ["refused\n"] * 5
-
-
-def test_a_damaged_lock_is_taken_over(tmp_path):
-    (tmp_path / ".a.onnx.lock").write_bytes(b"\xff\xfe\0 no text")
-    with locked(tmp_path / "a.onnx"):
-        pass
-    assert not any(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Devices are read in one place, and values out of range are refused when options are made."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from destseg_deploy.options import (
     Device,
     OpenVinoOptions,
     OrtOptions,
+    ServerOptions,
     TensorRtOptions,
     TorchOptions,
     check_device,
@@ -41,15 +43,24 @@ def test_other_devices_are_refused(text):
         Device.parse(text)
 
 
+@pytest.mark.parametrize("number", ["\u0663", "9" * 5000])
+def test_the_number_of_a_device_is_short_and_of_the_digits_0_to_9(number):
+    """``int`` reads the digits of all scripts, and fails beyond 4,300 of them."""
+    with pytest.raises(BackendError, match=r"expected cpu, cuda, cuda:<index>"):
+        Device.parse(f"cuda:{number}")
+
+
 @pytest.mark.parametrize("thing", [None, 0, b"cpu", ["cpu"]])
 def test_what_is_no_text_is_no_device(thing):
     with pytest.raises(BackendError, match=r"expected cpu, cuda, cuda:<index>, gpu"):
         Device.parse(thing)
 
 
-@pytest.mark.parametrize("made", [("tpu", 0), ("cpu", 1), ("cuda", -1)])
+@pytest.mark.parametrize(
+    "made", [("tpu", 0), ("cpu", 1), ("cuda", -1), ("cuda", "0"), ("cuda", 0.5), (["cuda"], 0)]
+)
 def test_no_object_stands_for_a_device_that_cannot_be(made):
-    with pytest.raises(BackendError, match=f"device '{made[0]}:{made[1]}': expected cpu"):
+    with pytest.raises(BackendError, match=r"device .*: expected cpu, cuda"):
         Device(*made)
 
 
@@ -83,6 +94,10 @@ def test_back_ends_that_were_devices_name_what_replaces_them(text, words):
         (TensorRtOptions, {"contexts": 0}, "contexts: 0, expected 1 or more"),
         (TensorRtOptions, {"binding": "cupy"}, "binding 'cupy': expected auto or torch or"),
         (TorchOptions, {"threads": -1}, "threads: -1, expected 0 or more"),
+        (OrtOptions, {"threads": 2**40}, "threads: 1099511627776, expected 1024 at most"),
+        (OpenVinoOptions, {"streams": 10**6}, "streams: 1000000, expected 1024 at most"),
+        (ServerOptions, {"url": "http://a:1", "timeout": math.nan}, "timeout: nan, expected 0 or"),
+        (ServerOptions, {"url": "http://a:1", "timeout": math.inf}, "timeout: inf, expected 86400"),
     ],
 )
 def test_values_out_of_range_are_refused_in_one_line(kind, values, words):

@@ -1,5 +1,7 @@
 """Predictor: any number and size of frames, judged; through every back end the same."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -479,3 +481,40 @@ def test_an_answer_of_a_device_pipeline_is_checked_too():
     predictor._pipeline = Pipeline()
     with pytest.raises(BackendError, match="the score nan"):
         predictor(_frames(1))
+
+
+# --- doors
+
+
+@pytest.mark.parametrize("call", [Predictor.__call__, lambda p, frame: list(p.stream(frame))])
+def test_what_python_can_go_through_piece_by_piece_is_named_itself(call, tmp_path):
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    with (tmp_path / "a.png").open("wb+") as file:
+        for thing in (memoryview(pixels), bytearray(pixels), file):
+            with pytest.raises(ShapeError, match=f"got {type(thing).__name__}"):
+                call(_predictor(), thing)
+
+
+def test_a_set_of_frames_is_refused_because_it_has_no_order():
+    for frames in ({"a.png", "b.png"}, frozenset(["a.png"])):
+        with pytest.raises(ShapeError, match=r"a set has no order.*Pass a list"):
+            _predictor()(frames)
+
+
+@pytest.mark.parametrize("path", [None, 3, "", " ", b"x", ["x"], np.zeros(3, np.uint8)])
+def test_what_is_no_path_is_not_read(path):
+    with pytest.raises(DataError, match="expected the name of an image file"):
+        _predictor().read(path)
+
+
+def test_a_white_without_a_format_is_refused():
+    """It would count for nothing, and no one would know."""
+    with pytest.raises(ShapeError, match="maximum: 4095 without frame_format"):
+        _predictor()(np.zeros((32, 32), np.uint8), maximum=4095)
+
+
+def test_a_predictor_is_not_sent_to_another_process():
+    """pickle's own words name a class of the back end, which the user has never seen."""
+    for send in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(BackendError, match=r"cannot be copied or sent to another.* load it"):
+            send(_predictor())

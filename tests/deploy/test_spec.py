@@ -358,8 +358,12 @@ def test_write_and_read_lie_beside_the_artifact(tmp_path):
 
 
 def test_a_missing_spec_says_where_it_should_be(tmp_path):
-    with pytest.raises(SpecError, match=r"no spec cable\.json beside it\. Copy the \.json"):
-        ModelSpec.read(tmp_path / "cable.onnx")
+    artifact = tmp_path / "cable.onnx"
+    with pytest.raises(SpecError, match=r"onnx: no such file, and no spec cable\.json beside it"):
+        ModelSpec.read(artifact)
+    artifact.touch()
+    with pytest.raises(SpecError, match=r"onnx: no spec cable\.json beside it\. Copy the \.json"):
+        ModelSpec.read(artifact)
 
 
 def test_an_unreadable_spec_is_refused(tmp_path):

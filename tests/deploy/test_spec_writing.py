@@ -119,3 +119,15 @@ def test_a_threshold_that_was_set_before_is_kept_or_named(
     settled.write(tmp_path / "a.safetensors")
     assert settle_threshold(new, tmp_path / "a.safetensors").threshold == kept
     assert json.loads(settled.to_json())["format"] == 2
+
+
+def test_a_read_only_folder_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quantisation takes minutes, and root may write where the mode forbids it."""
+    check_output(tmp_path / "new/deeper/cable.onnx", ".onnx")  # the control
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    for name in ("cable.onnx", "new/deeper/cable.onnx"):
+        with pytest.raises(OutputError, match=f"^{tmp_path}: cannot be written"):
+            check_output(tmp_path / name, ".onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ from destseg_bench.results import require_rows, start_result, write_result
 from destseg_deploy.cli.console import OneLineErrors, progress, say
 from destseg_deploy.cli.options import FILE, FOLDER, PLACE, bit_depth_option, counts
 from destseg_deploy.cli.result_option import result_option
+from destseg_deploy.files import scratch
 
 if TYPE_CHECKING:
     from destseg_bench.systems.table_s4 import Protocol
@@ -171,9 +171,9 @@ def _folder(category: str | None, data: Path | None) -> Iterator[Path]:
     if category is not None and data is not None:
         yield find_category(data, category)
         return
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         say(f"drawing {SAMPLE_TRAIN} normal images", err=True)
-        yield write_sample(Path(folder), train=SAMPLE_TRAIN, good=8, per_defect=1)
+        yield write_sample(folder, train=SAMPLE_TRAIN, good=8, per_defect=1)
 
 
 def _artifacts(

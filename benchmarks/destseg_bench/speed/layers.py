@@ -7,7 +7,6 @@ told apart by shape, with their arithmetic, so that their rate can be seen besid
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from destseg_bench.speed.cpu_rates import Rate, machine_rate
 from destseg_deploy.errors import BackendError
+from destseg_deploy.files import scratch
 from destseg_deploy.options import CPU, OpenVinoOptions, OrtOptions
 from destseg_deploy.runtime.offline import import_onnxruntime, import_openvino
 from destseg_deploy.runtime.openvino_runtime import compile_config, open_core
@@ -155,8 +155,8 @@ def _onnxruntime(
     artifact: Path, spec: ModelSpec, frames: NDArray[np.uint8], options: OrtOptions, runs: int
 ) -> Iterator[Layer]:
     ort = import_onnxruntime()
-    with tempfile.TemporaryDirectory() as folder:
-        profile = Path(folder) / "layers"
+    with scratch() as folder:
+        profile = folder / "layers"
         session = open_session(ort, artifact, spec, CPU, options, profile=profile)
         for _ in range(1 + runs):
             session.run(None, {spec.input.name: frames})

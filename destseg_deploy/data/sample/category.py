@@ -138,7 +138,10 @@ def write_sample(
                 target.rmdir()
             made.rename(target)
     except OSError as error:
-        raise DataError(f"{target}: cannot be written. {error}") from error
+        reason = error.strerror or error
+        raise DataError(
+            f"{target}: cannot be written ({reason}). Make room, or choose another --output."
+        ) from error
     return target
 
 

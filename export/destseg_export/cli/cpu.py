@@ -11,7 +11,7 @@ from destseg_deploy.cli.console import OneLineErrors, say
 from destseg_deploy.cli.data_options import DATASET
 from destseg_deploy.cli.options import VERSION, bit_depth_option
 from destseg_deploy.spec import QuantizationRecord
-from destseg_export.cli.options import FILE, FOLDER, VERIFY_IMAGES, a_number, images_in
+from destseg_export.cli.options import FILE, FOLDER, VERIFY_IMAGES, images_in
 from destseg_export.cli.printing import Bar, report
 from destseg_export.int8.networks import NETWORKS
 
@@ -110,7 +110,6 @@ def fuse_command(
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
-    callback=a_number,
     default=0.5,
     show_default=True,
     help="Points that pixel AP and image AUROC may lose each.",

@@ -71,13 +71,6 @@ def cuda(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
-def a_number(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    """Refuse NaN, which click takes for a number of any range."""
-    if value != value:
-        raise click.BadParameter(f"{value!r}: expected a number.")
-    return value
-
-
 VERIFY_IMAGES = click.option(
     "--verify-images",
     type=FOLDER,

@@ -13,11 +13,9 @@ ONNX parser makes of it, and the square is where half overflows.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -25,6 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import ExportError
+from destseg_deploy.files import scratch
 from destseg_deploy.options import OrtOptions
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.ort.runtime import OrtRuntime
@@ -131,8 +130,8 @@ def open_graph(
     Yields:
         A predictor that takes ``spec``'s frames.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, spec.artifact.file or "graph.onnx").with_suffix(".onnx")
+    with scratch() as folder:
+        path = (folder / (spec.artifact.file or "graph.onnx")).with_suffix(".onnx")
         # What is emulated computes in float32, which a CPU has for bf16, too.
         spec = replace(spec, precision="fp32" if emulated else spec.precision)
         graph = onnx.ModelProto()  # a copy, since the caller's graph keeps its own contract

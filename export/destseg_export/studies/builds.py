@@ -6,7 +6,6 @@ nothing about their answers.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import onnx
 
 from destseg_deploy.errors import ExportError
+from destseg_deploy.files import scratch
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec
 from destseg_export.engine.builder import (
@@ -91,8 +91,8 @@ def write_graph(
     It is not compared with PyTorch. Use ``export_onnx`` for a file that is to be run.
     """
     proto = traced if precision == "fp32" else to_half(traced, precision)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{spec.category}-{precision}.onnx")
+    with scratch() as folder:
+        path = folder / f"{spec.category}-{precision}.onnx"
         onnx.save_model(proto, path)
         yield path, replace(spec, precision=precision, artifact=FileRecord.of(path))
 

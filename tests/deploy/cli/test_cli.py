@@ -679,7 +679,7 @@ def test_threshold_takes_one_rule_at_a_time(shop, artifact):
         assert "score 1.5, expected between 0 and 1" in _refused(
             "threshold", artifact, "--value", 1.5
         )
-        assert "score nan" in _refused("threshold", artifact, "--value", "nan")
+        assert "'nan' is not a number" in _misused("threshold", artifact, "--value", "nan")
 
 
 def test_an_output_that_cannot_be_written_is_named(shop, tmp_path):

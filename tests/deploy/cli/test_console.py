@@ -282,3 +282,43 @@ def test_a_library_cannot_change_the_status_of_a_signal():
         with pytest.raises(SystemExit) as ended:
             _end_with(given, number)
         assert ended.value.code == status
+
+
+def _end_and_clean(numbers, done):
+    """Do what a command does that gets signals, the second one while it removes its files."""
+    with console._signals_end_it():
+        try:
+            signal.raise_signal(numbers[0])
+        finally:
+            for number in numbers[1:]:
+                signal.raise_signal(number)
+            done.append("removed")
+
+
+def _end_by(*numbers):
+    done = []
+    with pytest.raises(SystemExit) as ended:
+        _end_and_clean(numbers, done)
+    assert done == ["removed"]
+    return ended.value.code
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_is_closed_ends_a_command_and_nohup_does_not():
+    """The system's own reaction to SIGHUP leaves temporary folders behind."""
+    assert _end_by(signal.SIGHUP) == 128 + signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with console._signals_end_it():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_does_not_break_off_the_removal_of_files(monkeypatch):
+    """Who is impatient presses Ctrl-C twice, and a service manager sends two signals at once."""
+    assert _end_by(signal.SIGINT, signal.SIGINT) == 130
+    assert _end_by(signal.SIGTERM, signal.SIGINT) == 143
+    monkeypatch.setattr(console, "PATIENCE_S", 0.0)  # a control: the time makes the difference
+    with pytest.raises(AssertionError):
+        _end_by(signal.SIGINT, signal.SIGINT)

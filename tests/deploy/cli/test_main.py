@@ -150,6 +150,7 @@ def program(seen, monkeypatch) -> click.Command:
     @click.option("--batch-size", type=int, default=1, help="Size.")
     @click.option("--ng", multiple=True, help="Some.")
     @click.option("--seeds", default="0", help="Numbers.")
+    @click.option("--rate", type=click.FloatRange(0, 1), default=0.5, help="Share.")
     @click.option("--overlays/--no-overlays", default=True, help="Flag.")
     def work(**values):
         seen.append(values)
@@ -168,7 +169,14 @@ def file(tmp_path) -> Path:
     return path
 
 
-EXPECTED = {"batch_size": 8, "ng": ("a",), "seeds": "1,2", "overlays": False, "source": "x"}
+EXPECTED = {
+    "batch_size": 8,
+    "ng": ("a",),
+    "seeds": "1,2",
+    "rate": 0.5,
+    "overlays": False,
+    "source": "x",
+}
 
 
 def test_a_file_gives_defaults_wherever_it_is_named(program, file, seen):
@@ -176,6 +184,21 @@ def test_a_file_gives_defaults_wherever_it_is_named(program, file, seen):
     done("work", "--config", file, command=program)
     done("--config", file, command=program.commands["work"])
     assert seen == [EXPECTED] * 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_file_of_an_editor_of_windows_is_read(program, file, seen, encoding):
+    file.write_text(file.read_text(), encoding, newline="\r\n")
+    done("--config", file, "work", command=program)
+    assert seen == [EXPECTED]
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "-inf", "1e400", "NaN", " nan"])
+def test_what_is_no_number_or_has_no_end_is_in_no_range(program, seen, rate):
+    """NaN is neither below nor above a limit, so click takes it for a share."""
+    assert f"{rate!r} is not a number" in misused("work", "--rate", rate, command=program)
+    done("work", "--rate", "0.25", command=program)  # the control
+    assert [values["rate"] for values in seen] == [0.25]
 
 
 def test_the_command_line_counts_more_than_the_file(program, file, seen):
@@ -192,13 +215,19 @@ def test_the_command_line_counts_more_than_the_file(program, file, seen):
         ("[wrok]\nbatch-size = 8", "[wrok]: no such command. Did you mean work?"),
         ("work = 8", "work is no table of options"),
         ("[work]\nbatch-size = 'many'", "'many' is not a valid integer"),
+        ("[work]\nbatch-size = 3.9", "'3.9' is not a valid integer"),
+        ("[work]\nbatch-size = true", "'True' is not a valid integer"),
+        ("[work]\nbatch-size = '\u0663'", "'\u0663' is not a number"),
+        ("[work]\nbatch-size = {a = 1}", "--batch-size: {'a': 1} is no text and no number"),
+        ("[work]\nrate = nan", "'nan' is not a number"),
         ("[work", "no TOML"),
+        ("work = " + "[" * 5000, "no TOML"),
     ],
 )
 @pytest.mark.parametrize("place", ["above", "below", "alone"])
 def test_what_a_file_says_wrongly_is_refused(program, tmp_path, seen, text, words, place):
     file = tmp_path / "destseg.toml"
-    file.write_text(text)
+    file.write_text(text, "utf-8")
     given = ("--config", file)
     arguments = {"above": (*given, "work"), "below": ("work", *given), "alone": given}[place]
     command = program.commands["work"] if place == "alone" else program

@@ -119,6 +119,41 @@ def test_ng_parts_are_not_trained_on_by_mistake(tmp_path):
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("inner", "files"),
+    [
+        ("cable", ["train/good/1.png", "test/dent/2.png", "ground_truth/dent/2_mask.png"]),
+        ("cable", ["test/good/1.png", "test/dent/2.png"]),
+        ("line/cable", ["good/1.png", "ng/2.png"]),
+        ("cable", ["1.png", "defects/2.png"]),
+        ("cable", ["1.png", "masks/1.png"]),
+    ],
+)
+def test_the_folder_above_a_data_set_is_none_of_good_parts(tmp_path, inner, files):
+    """All images below were trained on as good parts: test images, NG parts and masks."""
+    write(tmp_path / inner, *files)
+    with pytest.raises(DataError, match=f"not told apart. Pass {tmp_path / inner} if that is"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match="not told apart"):
+        of_folders(tmp_path, [tmp_path]).good()
+
+
+def test_masks_among_good_parts_are_no_good_parts(tmp_path):
+    write(tmp_path, "1.png", "masks/1.png")
+    with pytest.raises(DataError, match=r"masks, so good parts.* apart\. Name the folders"):
+        open_dataset(tmp_path)
+
+
+def test_what_is_named_as_good_gives_its_good_parts(tmp_path):
+    """A category gave all its test images, and a list those of every label."""
+    write(tmp_path / "cable", "train/good/1.png", "test/good/2.png", "test/dent/3.png")
+    write(tmp_path / "cable", "ground_truth/dent/3_mask.png")
+    listed = tmp_path / "parts.csv"
+    listed.write_text("path,label\n4.png,good\n5.png,dent\n")
+    for source, name in ((tmp_path / "cable", "2.png"), (listed, "4.png")):
+        assert [path.name for path in of_folders(source, [tmp_path]).good()] == [name]
+
+
 def test_good_and_ng_folders_can_be_named(tmp_path):
     write(tmp_path, "a/1.png", "b/2.png", "c/crack/3.png", "c/4.png", "truth/2.png")
     write(tmp_path, "truth/3.png", "truth/4_mask.png")

@@ -126,7 +126,7 @@ def _flip(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
 
 
-def _with_answer(data: bytes, **changes: float) -> bytes:
+def _with_answer(data: bytes, **changes: float | str) -> bytes:
     header, blob = data.split(b"\n", 1)
     return json.dumps({**json.loads(header), **changes}).encode() + b"\n" + blob
 
@@ -140,6 +140,8 @@ DAMAGES = {
     "OpenVINO's own, without our header": lambda data: data.split(b"\n", 1)[1],
     "another known answer": lambda data: _with_answer(data, score=0.123),
     "an answer that is no number": lambda data: _with_answer(data, map=float("nan")),
+    "that of other options": lambda data: _with_answer(data, file="0123456789abcdef.blob"),
+    "without its name": lambda data: data.replace(b'{"file": "', b'{"name": "', 1),
 }
 
 

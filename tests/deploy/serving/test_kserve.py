@@ -131,6 +131,7 @@ BAD = {
     "outputs": (_json(outputs="score"), None, "list of objects"),
     "a header that is no number": (_json(), "ten", "number of bytes"),
     "a header of other digits": (_json(), "\u0663", "number of bytes"),
+    "a header without end": (_json(), "9" * 5000, "number of bytes"),
     "a header beyond the body": (_json(), "100000", "at most the body's"),
     "a size that is not there": (*_binary(143), "144 bytes follow"),
 }

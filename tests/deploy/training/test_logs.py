@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from destseg_deploy.errors import BackendError
+from destseg_deploy.errors import BackendError, TrainingError
 from destseg_deploy.training.checkpointing import RunState, write_losses
 from destseg_deploy.training.logs import TensorBoardLog
 from destseg_deploy.training.loop import StepReport
@@ -154,6 +154,20 @@ def test_a_log_changes_no_bit(precision: str, literal: bool, tmp_path: Path) -> 
         logged = fit(nets[1], LONGER, precision, literal=literal, log=log)
     assert equal(snapshot(nets[0]), snapshot(nets[1]))
     assert np.array_equal(plain.losses, logged.losses)
+
+
+def test_a_log_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard's own error is "No space left on device", of no file."""
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"file/log: TensorBoard's log cannot be written"):
+        TensorBoardLog(tmp_path / "file/log")
+    log, full = TensorBoardLog(tmp_path / "log"), OSError(28, "No space left on device")
+    monkeypatch.setattr(log._writer, "close", lambda: (_ for _ in ()).throw(full))
+    with pytest.raises(TrainingError, match=r"/log: TensorBoard's .*\(No space left on device\)"):
+        log.__exit__(None, None, None)
+    log.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # the first error is the one
 
 
 # ---------------------------------------------------------------------------- interruptions

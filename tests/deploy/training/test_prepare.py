@@ -17,9 +17,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from destseg_deploy.data.datasets import open_dataset
 from destseg_deploy.data.mvtec import list_train
 from destseg_deploy.data.textures import open_textures
-from destseg_deploy.errors import TrainingError
+from destseg_deploy.errors import SpecError, TrainingError
 from destseg_deploy.spec import TeacherRecord
 from destseg_deploy.training.batches import TextureBank
 from destseg_deploy.training.setup import Setup, prepare, split_holdout
@@ -190,6 +191,13 @@ def test_one_image_cannot_be_held_out(category: Path, tmp_path: Path) -> None:
     few = with_images(category, tmp_path, 1)
     with pytest.raises(TrainingError, match=r"holdout 0\.3 of 1 images leaves none to train on"):
         set_up(few)
+
+
+def test_a_name_that_is_a_path_is_refused_with_the_option_that_gave_it(category: Path) -> None:
+    """ "Restore it or export again" would be said of a file that is not there yet."""
+    data = replace(open_dataset(category), name="../cable")
+    with pytest.raises(SpecError, match=r'name is "\.\./cable".*Pass another one with --name\.$'):
+        prepare(data, TINY)
 
 
 # ---------------------------------------------------------------------------- identity

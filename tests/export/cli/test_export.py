@@ -205,6 +205,8 @@ def test_an_official_checkpoint_gives_its_category(checkpoint, tmp_path, monkeyp
         ("--opset", "\u0661\u0668"),
         ("--batch", "\u0664"),
         ("--batch", "1:\u0664:8"),
+        ("--batch", "9" * 5000),
+        ("--input-size", f"{'9' * 5000}x64"),
         ("--input-size", "6\u0664x64"),
     ],
 )
