@@ -9,6 +9,7 @@ Importing this loads neither torch nor onnx; each back end is imported when it i
 """
 
 import destseg_deploy.at_start  # noqa: F401 - first, before anything that takes time
+from destseg_deploy.device import Device
 from destseg_deploy.errors import (
     BackendError,
     DataError,
@@ -25,7 +26,6 @@ from destseg_deploy.errors import (
 )
 from destseg_deploy.loading import load
 from destseg_deploy.options import (
-    Device,
     OpenVinoOptions,
     OrtOptions,
     ServerOptions,

@@ -8,11 +8,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Literal
 
+from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import (
     BACKENDS,
-    CPU,
-    Device,
     OpenVinoOptions,
     Options,
     OrtOptions,

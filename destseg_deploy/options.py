@@ -1,14 +1,13 @@
 """Where an artifact runs, and what may be chosen about it: one dataclass for each back end.
 
 ``destseg_deploy.load`` takes them, and the options of the commands are made from them: every field
-carries its help, its choices and its smallest value (``option``). The defaults are right for a PC
+carries its help, its choices and its bounds (``option``). The defaults are right for a PC
 that does nothing else. A value out of range is refused when the object is made; what depends on
 the machine or the artifact is refused when the artifact is opened.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,82 +15,15 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
 
 T = TypeVar("T")
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt", "pytorch", "server")
 
-DEVICES = {"cpu": "cpu", "cuda": "cuda, cuda:<index>", "gpu": "gpu, gpu:<index>"}
-"""Kind of device -> how it is written."""
-
 MOST_THREADS = 1024
 """Of threads, and of calls at a time: a back end that is asked for millions ends the process."""
-
-REPLACED = {
-    "openvino": "backend 'openvino' (--backend openvino) and leave the device out",
-    "tensorrt": "OrtOptions(tensorrt=True) and device 'cuda' (--ort-tensorrt --device cuda)",
-}
-"""Names that were devices until version 0.1 and are back ends -> what to pass instead."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """A place that computes.
-
-    Attributes:
-        kind: ``cpu``; ``cuda``, an NVIDIA GPU; or ``gpu``, an Intel GPU by way of OpenVINO.
-        index: Which of the GPUs that the process sees, counted from 0; 0 for the CPU.
-    """
-
-    kind: str
-    index: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what is no device.
-
-        Raises:
-            BackendError: If the kind is unknown, or the index is below 0 or given for the CPU.
-        """
-        if (
-            not (isinstance(self.kind, str) and self.kind in DEVICES)
-            or type(self.index) is not int
-            or self.index < 0
-            or (self.kind == "cpu" and self.index)
-        ):
-            raise BackendError(_unknown_device(f"{self.kind}:{self.index}"))
-
-    @classmethod
-    def parse(cls, text: str | Device) -> Device:
-        """Read ``cpu``, ``cuda``, ``cuda:1``, ``gpu`` or ``gpu:1``; a ``Device`` is returned as is.
-
-        Raises:
-            BackendError: If the text names no device.
-        """
-        if isinstance(text, Device):
-            return text
-        found = re.fullmatch(r"(cpu|cuda|gpu)(?::(\d{1,4}))?", str(text), re.ASCII)
-        if found is None or text.startswith("cpu:"):
-            raise BackendError(_unknown_device(text))
-        return cls(found[1], int(found[2] or 0))
-
-    def __str__(self) -> str:
-        """Return how a user writes it, such as ``cpu`` or ``cuda:0``."""
-        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
-
-
-CPU = Device("cpu")
-CUDA = Device("cuda")
-
-
-def _unknown_device(text: str) -> str:
-    replacement = REPLACED.get(str(text).partition(":")[0])
-    if replacement is not None:
-        return f"device {text!r}: this names a back end. Pass {replacement}."
-    return (
-        f"device {text!r}: expected {', '.join(DEVICES.values())}. An NVIDIA GPU is 'cuda', "
-        "OpenVINO's Intel GPU is 'gpu'."
-    )
 
 
 def option(
@@ -99,8 +31,7 @@ def option(
     text: str,
     *,
     choices: Sequence[str] = (),
-    least: int | None = None,
-    most: int | None = None,
+    within: tuple[int | None, int | None] = (None, None),
     device: str | None = None,
     metavar: str | None = None,
     unset: str | None = None,
@@ -112,8 +43,7 @@ def option(
         default: Its value unless given.
         text: What it does; the help of the command's option.
         choices: The only values it takes.
-        least: Smallest number it takes.
-        most: Largest number it takes.
+        within: Smallest and largest number it takes; None for no end.
         device: Kind of device it is for; None for all that the back end has.
         metavar: What the help writes for its value.
         unset: What the default stands for, where the value itself does not say it.
@@ -122,8 +52,7 @@ def option(
     said: dict[str, Any] = {
         "text": text,
         "choices": tuple(choices),
-        "least": least,
-        "most": most,
+        "within": within,
         "device": device,
     }
     said |= {"metavar": metavar, "unset": unset}
@@ -152,16 +81,12 @@ class Checked:
                 raise BackendError(
                     f"{one.name} {value!r}: got {type(value).__name__}, expected {kind}."
                 )
-            value, choices, least = (
-                getattr(self, one.name),
-                one.metadata["choices"],
-                one.metadata["least"],
-            )
+            value, choices = getattr(self, one.name), one.metadata["choices"]
+            least, most = one.metadata["within"]
             if choices and value not in choices:
                 raise BackendError(f"{one.name} {value!r}: expected {' or '.join(choices)}.")
             if least is not None and value is not None and not value >= least:  # NaN is not
                 raise BackendError(f"{one.name}: {value}, expected {least} or more.")
-            most = one.metadata["most"]
             if most is not None and value is not None and value > most:
                 raise BackendError(f"{one.name}: {value}, expected {most} at most.")
 
@@ -205,8 +130,7 @@ class OrtOptions(Checked):
     threads: int = option(
         0,
         "Threads within an operator on the CPU.",
-        least=0,
-        most=MOST_THREADS,
+        within=(0, MOST_THREADS),
         unset="ONNX Runtime's choice",
     )
     arena: bool = option(
@@ -297,8 +221,7 @@ class OpenVinoOptions(Checked):
     threads: int = option(
         0,
         "CPU threads of all streams together.",
-        least=0,
-        most=MOST_THREADS,
+        within=(0, MOST_THREADS),
         device="cpu",
         unset="OpenVINO's choice",
     )
@@ -317,8 +240,7 @@ class OpenVinoOptions(Checked):
     streams: int = option(
         0,
         "Calls that run at the same time, each on its share of the cores.",
-        least=0,
-        most=MOST_THREADS,
+        within=(0, MOST_THREADS),
         unset="what the hint brings",
     )
     pinning: bool | None = option(
@@ -349,8 +271,7 @@ class TensorRtOptions(Checked):
         2,
         "Calls that run at the same time, each with memory of its own; 2 let copies overlap with "
         "computing.",
-        least=1,
-        most=MOST_THREADS,
+        within=(1, MOST_THREADS),
     )
     cuda_graph: bool = option(True, "Record a CUDA graph for each batch size and replay it.")
 
@@ -362,8 +283,7 @@ class TorchOptions(Checked):
     threads: int = option(
         0,
         "Threads within an operator on the CPU. PyTorch has one number for the whole process.",
-        least=0,
-        most=MOST_THREADS,
+        within=(0, MOST_THREADS),
         device="cpu",
         unset="PyTorch's choice",
     )
@@ -422,7 +342,7 @@ class ServerOptions(Checked):
     model: str = option(
         "", "Name of the model there.", metavar="NAME", unset="the artifact's, without its suffix"
     )
-    timeout: float = option(30.0, "Seconds that an answer may take.", least=0, most=24 * 3600)
+    timeout: float = option(30.0, "Seconds that an answer may take.", within=(0, 24 * 3600))
 
     def __post_init__(self) -> None:
         """Refuse an address that cannot be asked.

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from destseg_deploy.archive.uris import FileSystems, is_uri
 from destseg_deploy.data.images import assume_bit_depth
+from destseg_deploy.device import Device
 from destseg_deploy.errors import DataError, OutOfMemoryError, ShapeError
 from destseg_deploy.loading import FITS, choose_backend, load
-from destseg_deploy.options import Device, Options
+from destseg_deploy.options import Options
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.spec import ModelSpec

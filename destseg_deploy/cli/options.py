@@ -13,9 +13,10 @@ import click
 from destseg_deploy import environment
 from destseg_deploy.cli.console import say
 from destseg_deploy.cli.named_path import NamedPath
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, DestsegError
 from destseg_deploy.loading import FITS, choose_backend
-from destseg_deploy.options import BACKENDS, MOST_THREADS, Device
+from destseg_deploy.options import BACKENDS, MOST_THREADS
 from destseg_deploy.spec import Threshold, is_number
 from destseg_deploy.tuning import tuned
 
@@ -283,7 +284,7 @@ def _option(one: Field[Any], hint: Any, prefix: str, heading: str) -> Callable[[
     elif getattr(hint, "__origin__", None) is tuple:
         details["callback"] = _read_numbers if int in hint.__args__ else _read_texts
     else:
-        details["type"] = _value_type(hint, said["least"], said["most"])
+        details["type"] = _value_type(hint, *said["within"])
     return click.option(
         *flags,
         _destination(one, prefix),

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from destseg_deploy.cluster.connection import arrived, connected
 from destseg_deploy.cluster.place import Place, refuse_lack, takes_gpu
 from destseg_deploy.data.images import assume_bit_depth, assumed_bit_depth
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, DataWarning, DestsegError, JobError
 from destseg_deploy.memory import lacks_memory, shortage
-from destseg_deploy.options import Device
 
 T = TypeVar("T")
 Report = Callable[[int, int, str], None]

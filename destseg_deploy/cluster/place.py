@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
-from destseg_deploy.options import Checked, Device, option
+from destseg_deploy.options import Checked, option
 
 HERE, LOCAL, RUNNING = "here", "ray", "ray://auto"
 CLUSTER = re.compile(r"ray://([^/\s:]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})")

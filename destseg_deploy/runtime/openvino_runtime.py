@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
-from destseg_deploy.options import CPU, Device, OpenVinoOptions, check_device
+from destseg_deploy.options import OpenVinoOptions, check_device
 from destseg_deploy.runtime.base import Prediction, check_images, check_open, check_prediction
 from destseg_deploy.runtime.int8_kernels import AS_FLOAT, openvino_saturates, warn_of_scheme
 from destseg_deploy.runtime.offline import import_openvino, openvino_core

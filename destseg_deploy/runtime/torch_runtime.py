@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.models.destseg import DeSTSeg
 from destseg_deploy.models.half import to_half
 from destseg_deploy.models.inference import InferenceGraph, StudentTeacherGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
-from destseg_deploy.options import CPU, Device, TorchOptions
+from destseg_deploy.options import TorchOptions
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
 from destseg_deploy.runtime.parity import check_runtime, parity_frames
 from destseg_deploy.spec import ModelSpec

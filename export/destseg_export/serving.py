@@ -22,11 +22,11 @@ class Serving(Checked):
         "Server.",
         choices=("cpu", "gpu"),
     )
-    instances: int = option(1, "Calls that run at the same time.", least=1)
+    instances: int = option(1, "Calls that run at the same time.", within=(1, None))
     delay_us: int = option(
         500,
         "Microseconds that Triton waits for more frames, to compute them in one batch.",
-        least=0,
+        within=(0, None),
     )
     image: Path | None = option(
         None,

@@ -7,12 +7,11 @@ from pkgutil import resolve_name
 import numpy as np
 import pytest
 
+from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError, ShapeError, SpecError
 from destseg_deploy.loading import FITS, load
 from destseg_deploy.options import (
     BACKENDS,
-    CPU,
-    Device,
     OpenVinoOptions,
     OrtOptions,
     ServerOptions,
@@ -47,7 +46,8 @@ def opened(monkeypatch):
         "onnxruntime on a GPU": "destseg_deploy.runtime.ort.gpu_runtime.OrtGpuRuntime",
         "pytorch on a GPU": "destseg_deploy.runtime.torch_gpu.runtime.open_on_gpu",
     }
-    for name, target in {**RUNTIMES, **gpu}.items():
+    # The GPU's first: its module takes what it needs from the others when it is imported.
+    for name, target in {**gpu, **RUNTIMES}.items():
 
         def note(*given, name=name):
             noted.append((name, *given[1:]))

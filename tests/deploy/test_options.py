@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from destseg_deploy.device import CPU, CUDA, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import (
-    CPU,
-    CUDA,
-    Device,
     OpenVinoOptions,
     OrtOptions,
     ServerOptions,

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_bench.speed.cpu_rates import Rate, machine_rate
+from destseg_deploy.device import CPU
 from destseg_deploy.errors import BackendError
 from destseg_deploy.files import scratch
-from destseg_deploy.options import CPU, OpenVinoOptions, OrtOptions
+from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.runtime.offline import import_onnxruntime, import_openvino
 from destseg_deploy.runtime.openvino_runtime import compile_config, open_core
 from destseg_deploy.runtime.ort.session import open_session

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
-from destseg_deploy.options import Device
 from destseg_deploy.runtime.cuda.driver import NOT_THERE, Driver
 from destseg_deploy.runtime.cuda.memory import Memory, PinnedMemory, array_at
 from destseg_deploy.runtime.cuda.nvrtc import Nvrtc

@@ -8,7 +8,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from destseg_deploy.options import CUDA, Device, OrtOptions
+from destseg_deploy.device import CUDA, Device
+from destseg_deploy.options import OrtOptions
 from destseg_deploy.runtime.cuda.device import open_device
 from destseg_deploy.runtime.cuda.runtime import GpuRuntime
 from destseg_deploy.runtime.ort.bindings import OrtNetwork

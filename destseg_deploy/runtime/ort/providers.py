@@ -11,9 +11,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.files import make_cache_folder
-from destseg_deploy.options import Device, OrtOptions
+from destseg_deploy.options import OrtOptions
 from destseg_deploy.spec import ModelSpec
 
 CPU, CUDA, TENSORRT = (

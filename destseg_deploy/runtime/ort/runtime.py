@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
-from destseg_deploy.options import CPU, Device, OrtOptions
+from destseg_deploy.options import OrtOptions
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
 from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.ort.session import (

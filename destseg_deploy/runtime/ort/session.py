@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from destseg_deploy.device import Device
 from destseg_deploy.environment import allowed_cores
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
-from destseg_deploy.options import Device, OrtOptions, check_device
+from destseg_deploy.options import OrtOptions, check_device
 from destseg_deploy.runtime.cuda.nvrtc import package_folders
 from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.int8_kernels import EXACT, ort_saturates, warn_of_scheme

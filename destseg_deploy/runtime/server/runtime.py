@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
-from destseg_deploy.options import Device, ServerOptions
+from destseg_deploy.options import ServerOptions
 from destseg_deploy.runtime.base import Prediction, check_images, check_open
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.text import printable

@@ -18,12 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from destseg_deploy.device import CUDA, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.models.fused import FusedDeSTSeg, PlainLayers
 from destseg_deploy.models.half import HALVES, to_half
 from destseg_deploy.models.inference import InferenceGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
-from destseg_deploy.options import CUDA, Device, TorchOptions
+from destseg_deploy.options import TorchOptions
 from destseg_deploy.runtime.base import Runtime
 from destseg_deploy.runtime.cuda.device import open_device
 from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Stream

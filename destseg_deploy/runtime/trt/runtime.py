@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from destseg_deploy.options import CUDA, Device, TensorRtOptions
+from destseg_deploy.device import CUDA, Device
+from destseg_deploy.options import TensorRtOptions
 from destseg_deploy.runtime.cuda.device import open_device
 from destseg_deploy.runtime.cuda.runtime import GpuRuntime
 from destseg_deploy.runtime.trt.engine import GraphPolicy, TrtEngine, check_file, check_machine

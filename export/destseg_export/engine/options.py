@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from destseg_deploy.device import CUDA, Device
 from destseg_deploy.errors import ExportError
-from destseg_deploy.options import CUDA, Checked, Device, option
+from destseg_deploy.options import Checked, option
 from destseg_deploy.runtime.trt.library import MODULES
 from destseg_export.engine.site import AUTO, read_targets
 
@@ -32,7 +33,7 @@ class BuildOptions(Checked):
     workspace_mib: int | None = option(
         None,
         "GPU memory that the builder may plan for.",
-        least=1,
+        within=(1, None),
         metavar="MiB",
         unset="all there is",
         name="workspace",

@@ -13,8 +13,9 @@ from destseg_deploy.archive.on_ray import RayWorkers
 from destseg_deploy.archive.options import ArchiveOptions
 from destseg_deploy.archive.shares import Share, divide, for_worker, runs_on_cuda
 from destseg_deploy.cluster.connection import connected
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, OutputError, SpecError
-from destseg_deploy.options import Device, OrtOptions, TensorRtOptions
+from destseg_deploy.options import OrtOptions, TensorRtOptions
 from destseg_deploy.thresholds import by_hand
 from tests.fakes.runtime import fake_spec
 

@@ -28,13 +28,8 @@ from destseg_deploy.cli.predict import predict
 from destseg_deploy.cli.sample import sample
 from destseg_deploy.cli.threshold import threshold
 from destseg_deploy.cli.train import train
-from destseg_deploy.options import (
-    Device,
-    OpenVinoOptions,
-    OrtOptions,
-    TensorRtOptions,
-    TorchOptions,
-)
+from destseg_deploy.device import Device
+from destseg_deploy.options import OpenVinoOptions, OrtOptions, TensorRtOptions, TorchOptions
 from destseg_deploy.spec import FileRecord, ModelSpec, TeacherRecord, spec_path
 from destseg_export.cli import export, inspect
 from tests.unchanged import unchanged

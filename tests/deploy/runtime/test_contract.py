@@ -25,7 +25,7 @@ def _pytorch(request):
 
 
 def _pytorch_on_gpu(request):
-    from destseg_deploy.options import CUDA
+    from destseg_deploy.device import CUDA
     from destseg_deploy.runtime.torch_runtime import open_checkpoint
 
     return open_checkpoint(request.getfixturevalue("checkpoint"), CUDA)

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, SpecError
-from destseg_deploy.options import Device, OpenVinoOptions, OrtOptions
+from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.runtime.base import Prediction, check_prediction
 from destseg_deploy.runtime.openvino_runtime import OpenVinoRuntime
 from destseg_deploy.spec import FileRecord, ModelSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from destseg_deploy.options import Device
+from destseg_deploy.device import Device
 from destseg_deploy.spec import FileRecord, ModelSpec, ParityRecord, spec_path
 from destseg_export import pipeline as whole_way
 from destseg_export import to_onnx

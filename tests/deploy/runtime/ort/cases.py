@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from destseg_deploy.options import Device, OrtOptions
+from destseg_deploy.device import Device
+from destseg_deploy.options import OrtOptions
 from destseg_deploy.runtime.cuda.memory import array_at
 from destseg_deploy.runtime.ort import gpu_runtime
 from destseg_deploy.runtime.ort.gpu_runtime import OrtGpuRuntime

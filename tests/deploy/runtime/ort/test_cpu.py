@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from destseg_deploy.device import CPU, Device
 from destseg_deploy.environment import allowed_cores
 from destseg_deploy.errors import BackendError, OutOfMemoryError
-from destseg_deploy.options import CPU, Device, OpenVinoOptions, OrtOptions
+from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.runtime.int8_kernels import EXACT, openvino_saturates
 from destseg_deploy.runtime.ort.runtime import OrtRuntime
 from destseg_deploy.runtime.ort.session import (

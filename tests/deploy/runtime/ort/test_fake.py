@@ -104,7 +104,8 @@ def test_options_of_sessions_and_runs_are_in_the_library():
 
 def test_options_of_providers_are_in_the_library():
     """Only onnxruntime-gpu has these; checked by hand against 1.31.1, and here where it is."""
-    from destseg_deploy.options import CUDA, OrtOptions
+    from destseg_deploy.device import CUDA
+    from destseg_deploy.options import OrtOptions
     from destseg_deploy.runtime.ort.providers import provider_options
     from tests.fakes.runtime import fake_spec
 

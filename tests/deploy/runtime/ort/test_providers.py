@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from destseg_deploy.device import CPU as ON_CPU
+from destseg_deploy.device import CUDA as ON_CUDA
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
-from destseg_deploy.options import CPU as ON_CPU
-from destseg_deploy.options import CUDA as ON_CUDA
-from destseg_deploy.options import Device, OrtOptions
+from destseg_deploy.options import OrtOptions
 from destseg_deploy.runtime.ort.providers import (
     CPU,
     CUDA,

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, ShapeError
-from destseg_deploy.options import Device, OrtOptions
+from destseg_deploy.options import OrtOptions
 from destseg_deploy.runtime.ort.gpu_runtime import OrtGpuRuntime
 from destseg_deploy.runtime.ort.providers import CPU, CUDA, TENSORRT
 from destseg_deploy.runtime.ort.runtime import OrtRuntime

@@ -4,7 +4,8 @@ import sys
 
 import numpy as np
 
-from destseg_deploy.options import CUDA, TensorRtOptions
+from destseg_deploy.device import CUDA
+from destseg_deploy.options import TensorRtOptions
 from destseg_deploy.runtime.trt import runtime as trt
 from destseg_deploy.runtime.trt.runtime import TrtRuntime
 from tests.fakes.device import FakeDevice

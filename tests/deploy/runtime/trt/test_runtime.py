@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, SpecError
-from destseg_deploy.options import Device
 from destseg_deploy.runtime.trt.engine import GraphPolicy, TrtEngine
 from destseg_deploy.runtime.trt.library import MODULES, load_library
 from destseg_deploy.spec import FileRecord, ModelSpec, spec_path
