@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from destseg_deploy.errors import OutputError
 
@@ -26,9 +26,6 @@ except ImportError:  # Windows; there, two processes may take over a stale lock 
 
 TEMPORARY = re.compile(r"\.destseg-(\d+)-(\d+)-([0-9a-f]{8})-")
 """How the names of our temporary files and folders begin: process, its start, its host."""
-
-TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
-"""Of a lock file, which a full disk or another program may have damaged."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,9 @@ def _take(path: Path, said: Path) -> bool:
 
 def _opened(path: Path) -> TextIO:
     try:
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", **TEXT)
+        return os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", errors="replace"
+        )
     except OSError as error:
         raise OutputError(
             f"{path.parent}: cannot be written ({error.strerror or error}). Choose another output."

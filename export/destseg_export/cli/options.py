@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import click
 
+from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cli.options import (
-    NamedPath,
     bit_depth_option,
     given,
     given_flag,
