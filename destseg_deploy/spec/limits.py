@@ -64,7 +64,13 @@ def check_text(value: str, where: str) -> None:
         )
 
 
-def check_name(value: str, where: str) -> None:
-    """Refuse what is not the plain name of a file: a path could lead out of the spec's folder."""
+def check_name(value: str, where: str, action: str = RESTORE) -> None:
+    """Refuse what is not the plain name of a file: a path could lead out of the spec's folder.
+
+    Args:
+        value: The name.
+        where: As everywhere here.
+        action: What the user can do.
+    """
     if not value or value in (".", "..") or re.search(r"[/\\:]", value) or CONTROL.search(value):
-        raise SpecError(f"{where} is {show(value)}, expected a plain file name. {RESTORE}")
+        raise SpecError(f"{where} is {show(value)}, expected a plain file name. {action}")

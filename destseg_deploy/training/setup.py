@@ -119,7 +119,8 @@ def prepare(
 ) -> Setup:
     """Read the images and make the networks; arguments and errors are those of ``train``."""
     data = open_dataset(data)
-    check_name(data.name, f"{data.source}: name")  # it goes into the spec, hours later
+    # It goes into the spec, hours later.
+    check_name(data.name, f"{data.source}: name", "Train it under another name: --name NAME")
     precision = _precision(options, recipe)
     recipe = recipe.for_category(data.name)
     paths, held_out = split_holdout(data.train(), recipe.holdout)
