@@ -245,6 +245,8 @@ def _datasets(
     chosen = [open_dataset(path) for path in (*sources, *below)]
     if name is None:
         return chosen
+    if not name.strip():
+        raise click.UsageError("--name: an empty name. Name the product, such as --name cable.")
     if len(chosen) > 1:
         raise click.UsageError(f"--name {name}: one name for {len(chosen)} data sets. Drop it.")
     return [replace(chosen[0], name=name)]

@@ -82,7 +82,7 @@ def export_all(
     choice, graph = engine or BuildOptions(), onnx or OnnxOptions()
     obstacle = _obstacle(form, choice)
     category = graph.category
-    if category is not None and Path(category).name != category:
+    if category is not None and (not category or Path(category).name != category):
         raise ExportError(f"category {category!r}: expected the name of one folder, like 'cable'.")
     name = category or category_of(checkpoint)
     first = graph.precision or (ENGINE_PRECISION if form == "engine" else "fp32")

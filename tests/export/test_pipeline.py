@@ -139,3 +139,10 @@ def test_an_engine_that_fails_is_an_error_and_the_models_stay(
 def test_an_unknown_format_is_refused(tmp_path):
     with pytest.raises(ExportError, match="format 'plan': expected one of auto, onnx, engine"):
         _run(tmp_path, form="plan")
+
+
+@pytest.mark.parametrize("category", ["", ".", "../x", "a/b"])
+def test_a_category_is_the_name_of_one_folder(category, exported, tmp_path):
+    with pytest.raises(ExportError, match="expected the name of one folder"):
+        _run(tmp_path, onnx=OnnxOptions(category=category))
+    assert exported == []

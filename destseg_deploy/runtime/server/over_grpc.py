@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import ServerOptions
 from destseg_deploy.runtime.server.connections import no_answer, one_line, unreachable
+from destseg_deploy.runtime.server.tensors import add_tensor
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -193,10 +194,10 @@ def read_tensors(answer: Any) -> dict[str, NDArray[np.float32]]:
     """Return the float tensors of a ``ModelInferResponse``: in its bytes, or as numbers.
 
     Raises:
-        ValueError: If values do not fill their shape.
+        ValueError: If values do not fill their shape, or an output is there twice.
         IndexError: If a tensor has no bytes.
     """
-    found = {}
+    found: dict[str, NDArray[np.float32]] = {}
     for i, one in enumerate(answer.outputs):
         if one.datatype != "FP32":
             continue
@@ -204,8 +205,7 @@ def read_tensors(answer: Any) -> dict[str, NDArray[np.float32]]:
             values = np.frombuffer(answer.raw_output_contents[i], "<f4")
         else:
             values = np.asarray(one.contents.fp32_contents, np.float32)
-        # A copy: the bytes are read-only, and their order is the server's.
-        found[one.name] = np.array(values.reshape(tuple(one.shape)), np.float32)
+        add_tensor(found, one.name, values, list(one.shape))
     return found
 
 

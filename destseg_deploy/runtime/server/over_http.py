@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import ServerOptions
 from destseg_deploy.runtime.server.connections import Connections
+from destseg_deploy.runtime.server.tensors import add_tensor
 
 HEADER = "Inference-Header-Content-Length"
 """Bytes of JSON before the tensors' bytes."""
@@ -72,18 +73,18 @@ def read_tensors(
     """
     try:
         end = len(content) if header_length is None else int(header_length)
-        found, start = {}, end
+        found: dict[str, NDArray[np.float32]] = {}
+        start = end
         for one in json.loads(content[:end])["outputs"]:
             if one["datatype"] != "FP32":
                 continue
             size = one.get("parameters", {}).get("binary_data_size")
             if size is None:
-                values = np.asarray(one["data"], np.float32)
+                values = np.asarray(one["data"])
             else:
                 values = np.frombuffer(content[start : start + size], "<f4")
                 start += size
-            # A copy: the bytes are read-only, and their order is the server's.
-            found[one["name"]] = np.array(values.reshape(one["shape"]), np.float32)
+            add_tensor(found, one["name"], values, one["shape"])
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise BackendError(
             f"{where}: the answer is none of KServe's protocol ({type(error).__name__}: {error})."

@@ -106,6 +106,27 @@ def test_a_score_with_an_axis_of_its_own_is_taken(artifact, elsewhere, shape):
     assert (found.score.tolist(), found.anomaly_map.max()) == ([0.5], 0.25)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": ["0.2"]}, "output 'score' holds what is no number"),
+        ({"data": [True]}, "output 'score' holds what is no number"),
+        ({"data": [None]}, "output 'score' holds what is no number"),
+        ({"data": [[]]}, "has 0 values for the shape"),
+        ({"shape": [-1]}, r"has 1 values for the shape \[-1\]"),
+        ({"shape": [2]}, r"has 1 values for the shape \[2\]"),
+        ({"name": "anomaly_map"}, "output 'anomaly_map' is there twice"),
+    ],
+)
+def test_what_is_no_score_is_refused(change, words):
+    outputs = [
+        {"name": "anomaly_map", "datatype": "FP32", "shape": [1, 1, 1], "data": [0.25]},
+        {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.5], **change},
+    ]
+    with pytest.raises(BackendError, match=words):
+        read_tensors(json.dumps({"outputs": outputs}).encode(), None, "here")
+
+
 def test_a_connection_that_the_server_closed_is_opened_again(artifact, http):
     with opened(artifact, http) as there:
         before = there(FRAMES[0]).score
