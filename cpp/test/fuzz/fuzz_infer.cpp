@@ -238,7 +238,22 @@ void text(FuzzedDataProvider &fuzz, destseg_predictor *predictor) {
   destseg_get_text(predictor, name.c_str(), buffer.get(), size, nullptr);
 }
 
-void use(FuzzedDataProvider &fuzz, destseg_predictor *predictor) {
+// The same artifact again, or none; what it takes stays the same. Then one call around the others.
+void around(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const std::string &path) {
+  const bool right = fuzz.ConsumeIntegralInRange(0, 3) != 0;
+  const std::string given = right ? path : fuzz.ConsumeRandomLengthString(24);
+  const destseg_status reloaded = destseg_reload(predictor, given.c_str());
+  if (reloaded == DESTSEG_ERROR_INTERNAL || (right && reloaded != DESTSEG_OK)) std::abort();
+  if (destseg_warm_up(predictor) == DESTSEG_ERROR_INTERNAL) std::abort();
+  const auto size = fuzz.ConsumeIntegralInRange<std::size_t>(sizeof(std::uint32_t), 64);
+  std::vector<std::uint8_t> memory(size);
+  memory.shrink_to_fit();
+  const auto said = static_cast<std::uint32_t>(size);
+  std::memcpy(memory.data(), &said, sizeof said);
+  destseg_get_times(predictor, reinterpret_cast<destseg_times *>(memory.data()));
+}
+
+void use(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const std::string &path) {
   destseg_info info{};
   info.struct_size = fuzz.ConsumeBool() ? sizeof info : fuzz.ConsumeIntegral<std::uint32_t>();
   destseg_get_info(predictor, &info);
@@ -247,13 +262,14 @@ void use(FuzzedDataProvider &fuzz, destseg_predictor *predictor) {
   for (int calls = fuzz.ConsumeIntegralInRange(1, 4); calls > 0; --calls) {
     destseg_result result{};
     result.struct_size = fuzz.ConsumeBool() ? sizeof result : fuzz.ConsumeIntegral<std::uint8_t>() % 9;
-    switch (fuzz.ConsumeIntegralInRange(0, 7)) {
+    switch (fuzz.ConsumeIntegralInRange(0, 8)) {
       case 0: text(fuzz, predictor); break;
       case 1: destseg_judge(predictor, fuzz.ConsumeFloatingPoint<float>(), &result); break;
       case 2: defects(fuzz, predictor, info); break;
       case 3: tickets(fuzz, predictor, info); break;
       case 4: crops(fuzz, predictor, info); break;
       case 5: large_map(fuzz, predictor, info); break;
+      case 6: around(fuzz, predictor, path); break;
       default: infer(fuzz, predictor, info);
     }
   }
@@ -274,7 +290,7 @@ destseg_status open_with_options(FuzzedDataProvider &fuzz, const std::string &pa
   options.device = fuzz.ConsumeBool() ? nullptr : device.c_str();
   options.precision = fuzz.ConsumeIntegralInRange(0, 3) != 0 ? nullptr : precision.c_str();
   options.queue = fuzz.ConsumeIntegralInRange(-1, 4);
-  options.reserved = fuzz.ConsumeIntegralInRange(0, 15) == 0 ? 1 : 0;
+  options.tuned = fuzz.ConsumeIntegralInRange(0, 15) == 0 ? fuzz.ConsumeIntegralInRange(-1, 2) : 0;
   const std::size_t size =
       fuzz.ConsumeBool() ? sizeof options : fuzz.ConsumeIntegralInRange<std::size_t>(4, 4200);
   options.struct_size = static_cast<std::uint32_t>(size);
@@ -320,7 +336,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
                                     : destseg_open(path.c_str(), nullptr, &predictor);
   if (status == DESTSEG_ERROR_INTERNAL || (status == DESTSEG_OK) == (predictor == nullptr))
     std::abort();
-  if (status == DESTSEG_OK) use(fuzz, predictor);
+  if (status == DESTSEG_OK) use(fuzz, predictor, path);
   if (std::string(destseg_last_error()).find('\n') != std::string::npos) std::abort();
   destseg_close(predictor);
   return 0;
