@@ -22,13 +22,13 @@ class ArchiveOptions(Place):
     workers: int = option(
         0,
         "Processes on Ray. Each has a predictor of its own.",
-        least=0,
+        between=(0, 65_536),
         unset="one for each GPU, or for each 4 CPUs",
     )
     maps: int | None = option(
         None,
         "Keep the map of each image as a 16-bit PNG, its longer side reduced to this many pixels.",
-        least=1,
+        between=(1, 65_536),
         metavar="SIDE",
         unset="no maps",
     )

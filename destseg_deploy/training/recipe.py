@@ -230,11 +230,10 @@ class TrainingOptions:
         0,
         "CPU threads of a run, and on Ray the CPUs that it reserves. Another number rounds "
         "otherwise.",
-        least=0,
-        most=MOST_THREADS,
+        between=(0, MOST_THREADS),
         unset="PyTorch's choice here",
     )
-    workers: int = option(2, "Threads that read textures ahead.", least=0, most=MOST_THREADS)
+    workers: int = option(2, "Threads that read textures ahead.", between=(0, MOST_THREADS))
     compiled: bool = option(False, "Compile the networks with torch.compile.", name="compile")
     literal: bool = option(
         False, "Train with the reference's loop, unused computations included, to compare with."
@@ -254,7 +253,7 @@ class TrainingOptions:
     save_every: float = option(
         60.0,
         "Seconds between saved states; an interrupted run repeats what came after the last one.",
-        least=0,
+        between=(0, 10**9),
     )
     restart: bool = option(
         False, "Train from the beginning where a run was interrupted or finished."

@@ -32,7 +32,7 @@ class BuildOptions(Checked):
     workspace_mib: int | None = option(
         None,
         "GPU memory that the builder may plan for.",
-        least=1,
+        between=(1, 2**24),
         metavar="MiB",
         unset="all there is",
         name="workspace",
