@@ -31,7 +31,7 @@ def option(
     text: str,
     *,
     choices: Sequence[str] = (),
-    within: tuple[int | None, int | None] = (None, None),
+    between: tuple[int, int] | None = None,
     device: str | None = None,
     metavar: str | None = None,
     unset: str | None = None,
@@ -43,7 +43,7 @@ def option(
         default: Its value unless given.
         text: What it does; the help of the command's option.
         choices: The only values it takes.
-        within: Smallest and largest number it takes; None for no end.
+        between: Smallest and largest number it takes; None for any.
         device: Kind of device it is for; None for all that the back end has.
         metavar: What the help writes for its value.
         unset: What the default stands for, where the value itself does not say it.
@@ -52,7 +52,7 @@ def option(
     said: dict[str, Any] = {
         "text": text,
         "choices": tuple(choices),
-        "within": within,
+        "between": between,
         "device": device,
     }
     said |= {"metavar": metavar, "unset": unset}
@@ -81,14 +81,16 @@ class Checked:
                 raise BackendError(
                     f"{one.name} {value!r}: got {type(value).__name__}, expected {kind}."
                 )
-            value, choices = getattr(self, one.name), one.metadata["choices"]
-            least, most = one.metadata["within"]
+            value, choices, between = (
+                getattr(self, one.name),
+                one.metadata["choices"],
+                one.metadata["between"],
+            )
             if choices and value not in choices:
                 raise BackendError(f"{one.name} {value!r}: expected {' or '.join(choices)}.")
-            if least is not None and value is not None and not value >= least:  # NaN is not
-                raise BackendError(f"{one.name}: {value}, expected {least} or more.")
-            if most is not None and value is not None and value > most:
-                raise BackendError(f"{one.name}: {value}, expected {most} at most.")
+            # NaN is within no range.
+            if between and value is not None and not between[0] <= value <= between[1]:
+                raise BackendError(f"{one.name}: {value}, expected {between[0]} to {between[1]}.")
 
 
 def _is_of(value: object, hint: Any) -> bool:
@@ -130,7 +132,7 @@ class OrtOptions(Checked):
     threads: int = option(
         0,
         "Threads within an operator on the CPU.",
-        within=(0, MOST_THREADS),
+        between=(0, MOST_THREADS),
         unset="ONNX Runtime's choice",
     )
     arena: bool = option(
@@ -221,7 +223,7 @@ class OpenVinoOptions(Checked):
     threads: int = option(
         0,
         "CPU threads of all streams together.",
-        within=(0, MOST_THREADS),
+        between=(0, MOST_THREADS),
         device="cpu",
         unset="OpenVINO's choice",
     )
@@ -240,7 +242,7 @@ class OpenVinoOptions(Checked):
     streams: int = option(
         0,
         "Calls that run at the same time, each on its share of the cores.",
-        within=(0, MOST_THREADS),
+        between=(0, MOST_THREADS),
         unset="what the hint brings",
     )
     pinning: bool | None = option(
@@ -271,7 +273,7 @@ class TensorRtOptions(Checked):
         2,
         "Calls that run at the same time, each with memory of its own; 2 let copies overlap with "
         "computing.",
-        within=(1, MOST_THREADS),
+        between=(1, MOST_THREADS),
     )
     cuda_graph: bool = option(True, "Record a CUDA graph for each batch size and replay it.")
 
@@ -283,7 +285,7 @@ class TorchOptions(Checked):
     threads: int = option(
         0,
         "Threads within an operator on the CPU. PyTorch has one number for the whole process.",
-        within=(0, MOST_THREADS),
+        between=(0, MOST_THREADS),
         device="cpu",
         unset="PyTorch's choice",
     )
@@ -342,7 +344,7 @@ class ServerOptions(Checked):
     model: str = option(
         "", "Name of the model there.", metavar="NAME", unset="the artifact's, without its suffix"
     )
-    timeout: float = option(30.0, "Seconds that an answer may take.", within=(0, 24 * 3600))
+    timeout: float = option(30.0, "Seconds that an answer may take.", between=(0, 24 * 3600))
 
     def __post_init__(self) -> None:
         """Refuse an address that cannot be asked.

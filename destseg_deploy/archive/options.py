@@ -22,13 +22,13 @@ class ArchiveOptions(Place):
     workers: int = option(
         0,
         "Processes on Ray. Each has a predictor of its own.",
-        within=(0, None),
+        between=(0, 65_536),
         unset="one for each GPU, or for each 4 CPUs",
     )
     maps: int | None = option(
         None,
         "Keep the map of each image as a 16-bit PNG, its longer side reduced to this many pixels.",
-        within=(1, None),
+        between=(1, 65_536),
         metavar="SIDE",
         unset="no maps",
     )

@@ -284,7 +284,7 @@ def _option(one: Field[Any], hint: Any, prefix: str, heading: str) -> Callable[[
     elif getattr(hint, "__origin__", None) is tuple:
         details["callback"] = _read_numbers if int in hint.__args__ else _read_texts
     else:
-        details["type"] = _value_type(hint, *said["within"])
+        details["type"] = _value_type(hint, said["between"])
     return click.option(
         *flags,
         _destination(one, prefix),
@@ -296,14 +296,14 @@ def _option(one: Field[Any], hint: Any, prefix: str, heading: str) -> Callable[[
     )
 
 
-def _value_type(hint: Any, least: int | None, most: int | None) -> Any:
+def _value_type(hint: Any, between: tuple[int, int] | None) -> Any:
     """Return what click reads a field as: text, a number, or a whole number."""
     kinds = (hint, *getattr(hint, "__args__", ()))
     if str in kinds:
         return str
     if float in kinds:
-        return float if least is None else click.FloatRange(least, most)
-    return int if least is None else click.IntRange(least, most)
+        return float if between is None else click.FloatRange(*between)
+    return int if between is None else click.IntRange(*between)
 
 
 def _read_texts(

@@ -73,7 +73,7 @@ def check_weights_file(path: Path) -> None:
     size = path.stat().st_size
     _check_kind(path)
     _check_size(path, size, "bytes")
-    if is_safetensors(path) or size == 0:
+    if is_safetensors(path):
         return
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -111,6 +111,8 @@ def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(32)
     kind = next((kind for begin, kind in OTHERS.items() if head.startswith(begin)), None)
+    if not head:
+        kind = "an empty file", "Copy it again."
     if ONNX.match(head):
         kind = "an ONNX model", INSPECT
     if path.suffix.lower() == ".safetensors" and head.startswith(PICKLES):

@@ -230,10 +230,10 @@ class TrainingOptions:
         0,
         "CPU threads of a run, and on Ray the CPUs that it reserves. Another number rounds "
         "otherwise.",
-        within=(0, MOST_THREADS),
+        between=(0, MOST_THREADS),
         unset="PyTorch's choice here",
     )
-    workers: int = option(2, "Threads that read textures ahead.", within=(0, MOST_THREADS))
+    workers: int = option(2, "Threads that read textures ahead.", between=(0, MOST_THREADS))
     compiled: bool = option(False, "Compile the networks with torch.compile.", name="compile")
     literal: bool = option(
         False, "Train with the reference's loop, unused computations included, to compare with."
@@ -253,7 +253,7 @@ class TrainingOptions:
     save_every: float = option(
         60.0,
         "Seconds between saved states; an interrupted run repeats what came after the last one.",
-        within=(0, None),
+        between=(0, 10**9),
     )
     restart: bool = option(
         False, "Train from the beginning where a run was interrupted or finished."

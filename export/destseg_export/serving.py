@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from destseg_deploy.options import Checked, option
+from destseg_deploy.options import MOST_THREADS, Checked, option
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Serving(Checked):
         "Server.",
         choices=("cpu", "gpu"),
     )
-    instances: int = option(1, "Calls that run at the same time.", within=(1, None))
+    instances: int = option(1, "Calls that run at the same time.", between=(1, MOST_THREADS))
     delay_us: int = option(
         500,
         "Microseconds that Triton waits for more frames, to compute them in one batch.",
-        within=(0, None),
+        between=(0, 10**7),
     )
     image: Path | None = option(
         None,

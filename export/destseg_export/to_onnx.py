@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from destseg_deploy.environment import VERSION
-from destseg_deploy.errors import ExportError
+from destseg_deploy.errors import ExportError, SpecError
 from destseg_deploy.models.destseg import DeSTSeg
 from destseg_deploy.models.half import fold_batch_norms
 from destseg_deploy.models.inference import served_graph
@@ -42,6 +42,7 @@ from destseg_deploy.spec import (
     writing,
 )
 from destseg_deploy.spec.contract import KEY, contract_of
+from destseg_deploy.spec.limits import RESTORE
 from destseg_export.cutting import Cut, other_scores, remark_scale, remark_threshold
 from destseg_export.frames import Frames, verification_frames
 from destseg_export.graph.epsilon import keep_epsilon
@@ -155,7 +156,7 @@ def export_onnx(
     model, trained = load_checkpoint(checkpoint)
     _check_category(checkpoint, trained, chosen.category)
     spec = served_spec(trained, chosen)
-    spec.check(output.name)
+    _check_asked(spec, output.name)
     remark_scale(trained, spec, report)
     remark_threshold(trained, spec, report)
     report(f"tracing {checkpoint.name}")
@@ -184,6 +185,17 @@ def export_onnx(
         spec = settle_threshold(replace(spec, parity=record), output, report)
         spec.write(staged)
     return spec
+
+
+def _check_asked(spec: ModelSpec, name: str) -> None:
+    """Refuse what the options ask for; a spec's own advice is for a file that is there."""
+    try:
+        spec.check(name)
+    except SpecError as error:
+        if not str(error).endswith(RESTORE):
+            raise
+        advice = "Change the option that says so."
+        raise ExportError(f"{str(error).removesuffix(RESTORE)}{advice}") from error
 
 
 def _check_unrounded(

@@ -231,6 +231,21 @@ def test_an_opset_that_would_not_be_written_is_refused(checkpoint, tmp_path, ops
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"batch": BatchRange(1, 1, 65537)}, "batch: max is 65537, expected 1 to 65536. Change"),
+        ({"input_size": (70000, 7)}, "height is 70000, expected 1 to 65536. Change the option"),
+    ],
+)
+def test_what_an_option_asks_for_is_refused_with_the_option(checkpoint, tmp_path, asked, words):
+    """ "Restore it or export again" was said of the file that this very export would write."""
+    with pytest.raises(ExportError, match=words) as refused:
+        to_onnx.export_onnx(checkpoint, tmp_path / "x.onnx", options=OnnxOptions(**asked))
+    assert "Restore" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_official_checkpoint_exports(full_size):
     """A state dict as the authors publish it needs no spec; it gets the paper's sizes."""
     proto, spec = full_size

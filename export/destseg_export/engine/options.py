@@ -33,7 +33,7 @@ class BuildOptions(Checked):
     workspace_mib: int | None = option(
         None,
         "GPU memory that the builder may plan for.",
-        within=(1, None),
+        between=(1, 2**24),
         metavar="MiB",
         unset="all there is",
         name="workspace",

@@ -116,6 +116,13 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("name", ["a.pth", "a.pckl", "a.safetensors"])
+def test_an_empty_file_is_called_so(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=rf"{name}: an empty file, expected a checkpoint"):
+        read_state_dict(tmp_path / name)
+
+
 @pytest.mark.parametrize(("name", "content", "words"), KINDS, ids=range(len(KINDS)))
 def test_what_is_passed_by_mistake_is_called_by_its_name(name, content, words, tmp_path):
     """An ONNX file was refused because "opening it could run its code"."""
