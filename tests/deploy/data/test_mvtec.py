@@ -149,7 +149,9 @@ def test_masks_are_read_with_the_headers_of_their_images(cable: Path) -> None:
     for sample in list_test(cable):
         Image.new("L", (8, 6), 50).save(sample.image)
         if sample.mask is not None:
-            Image.new("L", (8, 6), 0).save(sample.mask)
+            small = Image.new("L", (8, 6), 0)
+            small.paste(2, (6, 4, 8, 6))
+            small.save(sample.mask)
     image = Image.new("L", (8, 6), 0)
     image.paste(2, (0, 0, 4, 4))
     image.save(cable / "ground_truth/bent/001_mask.png")
@@ -159,7 +161,7 @@ def test_masks_are_read_with_the_headers_of_their_images(cable: Path) -> None:
     masks = read_masks(list_test(cable), (3, 4))
     assert masks is not None
     assert masks.shape == (4, 3, 4)
-    assert masks.sum(axis=(1, 2)).tolist() == [0, 0, 0, 4]
+    assert masks.sum(axis=(1, 2)).tolist() == [0, 1, 1, 4]
     (cable / "test/bent/000.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"bent/000\.png: an empty file"):
         read_masks(list_test(cable), (3, 4))
