@@ -326,7 +326,8 @@ def refuse_others(paths: Iterable[Path], is_ours: Callable[[Path], bool]) -> Non
         OutputError: If one exists and is not ours.
     """
     for path in paths:
-        if path.exists() and not is_ours(path):
+        # Reading a pipe, to see what it is, would wait for ever.
+        if path.exists() and not ((path.is_file() or path.is_dir()) and is_ours(path)):
             raise OutputError(
                 f"{path}: exists and was not written by this command, so it is not replaced. "
                 "Choose another --output, or move it away."

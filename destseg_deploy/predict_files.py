@@ -273,6 +273,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def _begins(path: Path, text: str) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             return file.read(len(text)) == text

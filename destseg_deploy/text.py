@@ -6,6 +6,7 @@ encoding accepts. Control characters may move a terminal's cursor or begin a new
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import unicodedata
@@ -90,10 +91,12 @@ def load_json(path: Path) -> Any:
     """Return what a JSON file holds, in any encoding of ``decode_json``.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If it cannot be read, or is a pipe, which would be waited for.
         ValueError: If it is not JSON.
         RecursionError: If it is nested too deeply.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "not a file", str(path))
     return json.loads(decode_json(path.read_bytes()))
 
 

@@ -23,6 +23,7 @@ from destseg_deploy.files import (
     sweep,
 )
 from destseg_deploy.locks import temporary_name
+from destseg_deploy.text import load_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -390,3 +391,12 @@ def test_others_files_are_not_replaced(tmp_path):
     refuse_others([path], lambda path: True)
     with pytest.raises(OutputError, match=r"a\.csv: exists and was not written by this command"):
         refuse_others([path], lambda path: False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes are files on POSIX alone")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(OutputError, match="was not written by this command"):
+        refuse_others([tmp_path / "a.json"], lambda path: bool(path.read_bytes()))
+    with pytest.raises(OSError, match="not a file"):
+        load_json(tmp_path / "a.json")
