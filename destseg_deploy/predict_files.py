@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
+from destseg_deploy.data.finding import common_folder, folder_below
 from destseg_deploy.errors import DataError, ShapeError
 from destseg_deploy.files import making, refuse_others, staging
 from destseg_deploy.locks import locked
@@ -176,12 +176,12 @@ def overlay_names(images: Sequence[Path]) -> list[Path]:
     if not images:
         raise DataError("images: none were passed. Pass at least one image file.")
     parents = [path.resolve().parent for path in images]
-    root = Path(os.path.commonpath(parents))
+    common = common_folder(parents)
     names: list[Path] = []
     taken: set[Path] = set()
     for path, parent in zip(images, parents, strict=True):
         stems = chain((path.stem, path.name), (f"{path.name}-{i}" for i in count(2)))
-        folder = parent.relative_to(root)
+        folder = folder_below(parent, common)
         # A folder may hold a.png, a.jpg and a.jpg.png: all three would become a.png or a.jpg.png.
         name = next(name for stem in stems if (name := folder / f"{stem}.png") not in taken)
         taken.add(name)

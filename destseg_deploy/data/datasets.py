@@ -23,6 +23,7 @@ from pathlib import Path
 from destseg_deploy.data import mvtec
 from destseg_deploy.data.finding import (
     SUFFIXES,
+    common_folder,
     expand,
     list_below,
     list_folders,
@@ -112,7 +113,7 @@ def of_folders(good: Path, ng: Sequence[Path]) -> DataSet:
         return [Sample(path, GOOD) for path in normal()] + bad
 
     normal = partial(_good_of, good)
-    source = Path(os.path.commonpath([path.resolve() for path in (good, *ng)]))
+    source = common_folder([path.resolve() for path in (good, *ng)]) or good
     return DataSet(name_of(good), source, normal, normal, test)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections.abc import Iterator, Sequence
 from glob import has_magic
 from pathlib import Path
@@ -32,6 +33,23 @@ BEGINNING = 65_536
 def is_image(path: Path) -> bool:
     """Tell by the suffix whether a path is an image; hidden files are none."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def common_folder(folders: Sequence[Path]) -> Path | None:
+    """Return the folder that holds folders, or None: Windows has several drives."""
+    try:
+        # Absolute: a list may name one file by a relative path and another one by an absolute path.
+        return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+    except ValueError:
+        return None
+
+
+def folder_below(folder: Path, common: Path | None) -> Path:
+    """Return what a folder is called below ``common_folder``'s; without one, below its drive."""
+    whole = Path(os.path.abspath(folder))
+    if common is not None:
+        return whole.relative_to(common)
+    return Path(re.sub(r"\W+", "-", whole.drive).strip("-"), *whole.parts[1:])
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from destseg_deploy.data.datasets import open_dataset
+from destseg_deploy.data.finding import common_folder, folder_below
 from destseg_deploy.errors import DataError
 from destseg_deploy.spec import TrainingRecord
 
@@ -23,8 +23,8 @@ HEAD = 1 << 16
 
 def names_below(chosen: Sequence[Path], images: Sequence[Path]) -> tuple[str, ...]:
     """Return the names of some images, with the folders that tell all images apart."""
-    root = os.path.commonpath([path.parent for path in images])
-    return tuple(path.relative_to(root).as_posix() for path in chosen)
+    common = common_folder([path.parent for path in images])
+    return tuple((folder_below(path.parent, common) / path.name).as_posix() for path in chosen)
 
 
 def seen_in_training(record: TrainingRecord | None, images: Sequence[Path]) -> list[Path]:

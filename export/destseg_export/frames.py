@@ -8,7 +8,6 @@ and copies of the given images with a drawn anomaly or another colour channel.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from destseg_deploy.data.calibration import add_anomalies
 from destseg_deploy.data.datasets import images_at_hand
+from destseg_deploy.data.finding import common_folder
 from destseg_deploy.data.images import read_image
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.data.sample.category import DEFECTS, render
@@ -109,7 +109,7 @@ def given_frames(
         raise DataError(f"--verify-images: {len(images)} images, expected at least 2 that differ.")
     chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
     frames = [resize_image(_read(images[i]), size) for i in chosen]
-    common = os.path.commonpath([path.parent for path in images])
+    common = common_folder([path.parent for path in images]) or images[0].parent
     if len({frame.tobytes() for frame in frames}) < 2:
         raise DataError(
             f"--verify-images: {common}: the {len(frames)} images are all the same. Expected at "

@@ -294,3 +294,11 @@ def test_images_that_were_trained_on_are_known_by_path_and_by_content(tmp_path):
     assert seen_in_training(None, [two]) == []
     gone = TrainingRecord(data=str(tmp_path / "gone"), images=2)
     assert seen_in_training(gone, [two]) == []
+
+
+def test_a_list_may_mix_absolute_and_relative_paths(tmp_path, monkeypatch):
+    """The names of held-out images are written at the end of a training, hours later."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts.csv").write_text(f"path\n{tmp_path / 'in/1.png'}\nin/2.png\n")
+    images = open_dataset(Path("parts.csv")).train()
+    assert names_below(images[1:], images) == ("2.png",)

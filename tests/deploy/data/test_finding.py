@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import ntpath
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import pytest
 
-from destseg_deploy.data.finding import expand, is_image, list_below, list_folders, list_images
+from destseg_deploy.data import finding
+from destseg_deploy.data.finding import (
+    common_folder,
+    expand,
+    folder_below,
+    is_image,
+    list_below,
+    list_folders,
+    list_images,
+)
 from destseg_deploy.errors import DataError
 
 
@@ -240,3 +251,22 @@ def test_brackets_are_a_choice_where_no_such_name_exists(tree: Path) -> None:
 def test_expand_takes_brackets_in_a_file_name_literally(tree: Path) -> None:
     (tree / "part[1].png").write_bytes(b"")
     assert names(expand([str(tree / "part[1].png")]), tree) == ["part[1].png"]
+
+
+def test_the_common_folder_of_absolute_and_relative_paths(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [tmp_path / "parts/a", Path("parts/b/c")]
+    common = common_folder(folders)
+    assert common == tmp_path / "parts"
+    assert [folder_below(one, common) for one in folders] == [Path("a"), Path("b/c")]
+
+
+def test_drives_have_no_common_folder_and_their_letters_tell_files_apart(monkeypatch) -> None:
+    """Of Windows, as its own functions on paths see them."""
+    monkeypatch.setattr(finding, "os", SimpleNamespace(path=ntpath))
+    monkeypatch.setattr(finding, "Path", PureWindowsPath)
+    folders = [PureWindowsPath(one) for one in (r"C:\line\1", r"D:\line\1", r"\\pc\share\1")]
+    assert common_folder(folders) is None
+    names = [folder_below(one, None).as_posix() for one in folders]
+    assert names == ["C/line/1", "D/line/1", "pc-share/1"]
+    assert common_folder(folders[:1] * 2) == folders[0]
