@@ -116,6 +116,10 @@ def _expand_one(pattern: str) -> list[Path]:
         raise DataError(f"{pattern!r}: an empty name. Expected images; '.' is the current folder.")
     path = Path(pattern)
     named = os.path.lexists(path)
+    if not named and not has_magic(pattern):
+        raise DataError(
+            f"{pattern}: no such file or folder. Expected images, a folder or a quoted glob."
+        )
     matches = [path] if named else list(_matches(Path(path.anchor), path.relative_to(path.anchor)))
     images: list[Path] = []
     for match in matches:

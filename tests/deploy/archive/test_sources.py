@@ -118,7 +118,7 @@ def test_lists_that_are_none_are_refused(tmp_path, name, text, wanted):
 
 def test_what_names_no_image_is_refused(tmp_path):
     (tmp_path / "bare").mkdir()
-    for source, wanted in (("bare", "no images there"), ("gone", "no images there")):
+    for source, wanted in (("bare", "no images there"), ("gone", "gone: no such file or folder")):
         with pytest.raises(DataError, match=wanted):
             found(tmp_path / source)
     with pytest.raises(DataError, match="an empty name"):
