@@ -25,6 +25,8 @@ COMMANDS = {
     "inspect": "destseg-export inspect {onnx}",
     "inspect by destseg": "destseg inspect {onnx}",
     "fuse": "destseg-export fuse {onnx} --output {out}/cable-fused.onnx",
+    "cpp": "destseg-export cpp {onnx} {out}/project",
+    "repository": "destseg-export repository {onnx} {out}/repository --any-size",
     # The random network may be refused as guessing, behind its first inference; that is status 1.
     "quantize": "destseg-export quantize {onnx} --normal {out}/data/cable/train/good --images 12 "
     "--output {out}/cable-int8.onnx || [ $? = 1 ]",
