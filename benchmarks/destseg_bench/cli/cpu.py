@@ -138,9 +138,9 @@ def nncf(
 ) -> None:
     """Quantise with NNCF the layers that INT8 holds in INT8, calibrated on the same images.
 
-    FUSED is what destseg-export fuse PLAIN --without kernels-twofold wrote, INT8 what
-    destseg-export quantize PLAIN wrote. Give --normal, --images and --textures as to quantize. Pass
-    the result to destseg-bench cpu --int8, beside INT8.
+    FUSED is what destseg-export fuse PLAIN --for-int8 wrote, INT8 what destseg-export quantize
+    PLAIN wrote. Give --normal, --images and --textures as to quantize. Pass the result to
+    destseg-bench cpu --int8, beside INT8.
     """
     from destseg_bench.speed.nncf_int8 import quantize_with_nncf
     from destseg_deploy.data.calibration import add_anomalies, read_normal

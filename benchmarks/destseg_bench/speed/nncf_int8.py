@@ -126,7 +126,7 @@ def _float_operators(model: Any, layers: Collection[str]) -> list[str]:
     if missing := sorted(set(layers) - found):
         raise DataError(
             f"layer {missing[0]!r} is not in the fused graph. Write it with destseg-export fuse "
-            "PLAIN --without kernels-twofold, as quantize does."
+            "PLAIN --for-int8, as quantize does."
         )
     return kept_out
 
