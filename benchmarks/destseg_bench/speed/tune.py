@@ -194,7 +194,8 @@ def _time(
                 stack.callback(predictor.close)
                 answers = _answers(predictor.runtime, compared)
                 if exact is not None:
-                    check_difference(measure_difference(exact, answers), one.precision, str(one))
+                    found = measure_difference(exact, answers)
+                    check_difference(found, budget_of(one, predictor.spec), str(one))
             except (BackendError, ParityError) as error:
                 skipped[one] = str(error)
                 continue
@@ -205,6 +206,15 @@ def _time(
         told = partial(_tell, report, stage)
         seconds = interleave(calls, rounds=rounds, warmup=WARMUP, report=told)
     return _Stage(stage, {names[name]: times for name, times in seconds.items()}, skipped)
+
+
+def budget_of(one: Choice, spec: ModelSpec) -> str:
+    """Return the precision whose budget a choice must keep to.
+
+    Two back ends round an INT8 artifact's sums in other orders, and a sum that falls into the next
+    step of 8 bits moves the map by up to a hundredth (0.0096 measured). bf16's budget holds that.
+    """
+    return "bf16" if spec.precision == "int8" else one.precision
 
 
 def _tell(report: Advance, stage: str, done: int, total: int, name: str) -> None:

@@ -1,6 +1,7 @@
 """Tuning takes what is faster beyond doubt, and says what it tried."""
 
 import json
+from dataclasses import replace
 from threading import Barrier, current_thread, main_thread
 
 import pytest
@@ -9,9 +10,10 @@ from click.testing import CliRunner
 from destseg_bench.cli.tune import tune as command
 from destseg_bench.report.tune_table import tune_table
 from destseg_bench.speed import tune as module
-from destseg_bench.speed.tune import BACK_ENDS, _fastest, _variations, tune
+from destseg_bench.speed.tune import BACK_ENDS, _fastest, _variations, budget_of, tune
 from destseg_deploy.errors import BackendError, DataError, ParityError
 from destseg_deploy.runtime.ort.runtime import OrtRuntime
+from destseg_deploy.spec import ModelSpec
 from destseg_deploy.tuning import Choice, tuned
 
 DEFAULT, OTHER, BF16 = BACK_ENDS
@@ -106,6 +108,13 @@ def test_a_precision_beyond_its_budget_does_not_compete(artifact, images, monkey
     assert found.choice == DEFAULT
     reasons = [one.skipped for one in trials if one.choice == BF16]
     assert reasons in (["openvino, bf16: too far"], [r for r in reasons if "compute" in r])
+
+
+def test_an_int8_artifact_may_round_otherwise_in_another_back_end(artifact):
+    spec = ModelSpec.read(artifact)
+    int8 = replace(spec, precision="int8")
+    assert [budget_of(one, int8) for one in BACK_ENDS] == ["bf16"] * 3
+    assert [budget_of(one, spec) for one in BACK_ENDS] == ["fp32", "fp32", "bf16"]
 
 
 def test_what_cannot_be_tuned_is_refused(checkpoint, artifact, images):
