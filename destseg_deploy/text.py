@@ -76,8 +76,8 @@ def _cell(value: object) -> str:
     return '"' + text.replace('"', '""') + '"' if PARTS.search(text) else text
 
 
-def decode_json(content: bytes) -> str:
-    """Return the text of a JSON file: UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+def decode_text(content: bytes) -> str:
+    """Return the text of a file: UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Editors of Windows write such marks, and ``>`` in PowerShell writes UTF-16.
 
@@ -88,7 +88,7 @@ def decode_json(content: bytes) -> str:
 
 
 def load_json(path: Path) -> Any:
-    """Return what a JSON file holds, in any encoding of ``decode_json``.
+    """Return what a JSON file holds, in any encoding of ``decode_text``.
 
     Raises:
         OSError: If it cannot be read, or is a pipe, which would be waited for.
@@ -97,7 +97,7 @@ def load_json(path: Path) -> Any:
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "not a file", str(path))
-    return json.loads(decode_json(path.read_bytes()))
+    return json.loads(decode_text(path.read_bytes()))
 
 
 def tolerate(stream: TextIO) -> None:

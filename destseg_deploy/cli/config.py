@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 
-from destseg_deploy.text import decode_json
+from destseg_deploy.text import decode_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,7 +49,7 @@ def read_config(path: Path) -> dict[str, Any]:
         click.UsageError: If it cannot be read or is no TOML.
     """
     try:
-        return tomllib.loads(decode_json(path.read_bytes()))  # editors write the same marks here
+        return tomllib.loads(decode_text(path.read_bytes()))  # editors write the same marks here
     except OSError as error:
         raise click.UsageError(f"--config {path}: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, or no TOML

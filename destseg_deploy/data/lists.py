@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from destseg_deploy.errors import DataError
-from destseg_deploy.text import decode_json
+from destseg_deploy.text import decode_text
 
 SUFFIXES = (".csv", ".json")
 COLUMNS = ("path", "label", "mask", "split")
@@ -60,7 +60,7 @@ def read_list(path: Path) -> list[Entry]:
             expected; the message names the row.
     """
     try:
-        text = decode_json(path.read_bytes())  # what Excel calls Unicode text is UTF-16
+        text = decode_text(path.read_bytes())  # what Excel calls Unicode text is UTF-16
         rows = _json_rows(text, path) if path.suffix.lower() == ".json" else _csv_rows(text, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error

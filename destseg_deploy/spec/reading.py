@@ -25,7 +25,7 @@ from destseg_deploy.spec.records import (
     TeacherRecord,
     TrainingRecord,
 )
-from destseg_deploy.text import decode_json
+from destseg_deploy.text import decode_text
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ SHOWN = 80
 
 
 def read_json_text(path: Path) -> str:
-    """Return the text of a spec's file, in any encoding of ``decode_json``.
+    """Return the text of a spec's file, in any encoding of ``decode_text``.
 
     Raises:
         SpecError: If it is no regular file, larger than ``MOST_BYTES``, or not text.
@@ -55,7 +55,7 @@ def read_json_text(path: Path) -> str:
         elif path.stat().st_size > MOST_BYTES:
             reason = f"it has more than {MOST_BYTES >> 20} MiB, and a spec has a few KiB"
         else:
-            return decode_json(path.read_bytes())
+            return decode_text(path.read_bytes())
     except OSError as error:
         reason = error.strerror or str(error)
     except UnicodeDecodeError as error:
