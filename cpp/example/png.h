@@ -1,4 +1,5 @@
-/* png.h: stb_image.h 2.27, as Debian's libstb-dev has it, for PNG only; its licence is at its end. */
+/* png.h: stb_image.h 2.27, as Debian's libstb-dev has it but for one marked line, for PNG only; its
+   licence is at its end. */
 #ifndef PNG_H
 #define PNG_H
 

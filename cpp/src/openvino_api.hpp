@@ -58,6 +58,8 @@ struct PartialShape {
   X(infer_request_set_tensor, int, (InferRequest *, const char *name, const Tensor *))            \
   X(infer_request_get_tensor, int, (const InferRequest *, const char *name, Tensor **))           \
   X(infer_request_infer, int, (InferRequest *))                                                   \
+  X(infer_request_start_async, int, (InferRequest *))                                             \
+  X(infer_request_wait, int, (InferRequest *))                                                    \
   X(tensor_create, int, (int type, Shape, Tensor **))                                             \
   X(tensor_free, void, (Tensor *))                                                                \
   X(tensor_get_shape, int, (const Tensor *, Shape *))                                             \

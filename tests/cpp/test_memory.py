@@ -1,8 +1,8 @@
 """Many inferences, flat memory. DESTSEG_CPP_ROUNDS sets how many; 100,000 were run by hand.
 
-OpenVINO's own memory grows by up to 2.3 MiB in its first 100,000 inferences and by about 1 MiB in
-the next 900,000, measured on a loop around its C++ API alone; the library on it did the same. The
-others do not grow at all.
+Every other one is a ticket's, on a thread of the library. With 2026.4, OpenVINO's own memory grew by
+130 bytes with each inference on threads that take turns, in a loop around its C API alone, too; so
+inferences run on OpenVINO's thread, where 400,000 add 4 KiB.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from tests.cpp.library import run
 
-MOST_KIB = {"onnxruntime": 256, "openvino": 4096, "tensorrt": 256}
+MOST_KIB = {"onnxruntime": 256, "openvino": 1024, "tensorrt": 256}
 ROUNDS = int(os.environ.get("DESTSEG_CPP_ROUNDS", "4000"))
 
 
