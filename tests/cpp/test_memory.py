@@ -1,8 +1,8 @@
 """Many inferences, flat memory. DESTSEG_CPP_ROUNDS sets how many; 100,000 were run by hand.
 
-Every other one is a ticket's, on a thread of the library. With 2026.4, OpenVINO's own memory grew by
-130 bytes with each inference on threads that take turns, in a loop around its C API alone, too; so
-inferences run on OpenVINO's thread, where 400,000 add 4 KiB.
+Every other one is a ticket's, on a thread of the library. With 2026.4, OpenVINO's own memory grew
+by 130 bytes with each inference on threads that take turns, in a loop around its C API alone, too;
+so inferences run on OpenVINO's thread, where 400,000 add 4 KiB.
 """
 
 import os
