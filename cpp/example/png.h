@@ -1,5 +1,5 @@
-/* png.h: stb_image.h 2.27, as Debian's libstb-dev has it but for one marked line, for PNG only; its
-   licence is at its end. */
+/* png.h: stb_image.h 2.27, as Debian's libstb-dev has it but for two places marked destseg-deploy,
+   for PNG only; its licence is at its end. */
 #ifndef PNG_H
 #define PNG_H
 

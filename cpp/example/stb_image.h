@@ -1659,7 +1659,7 @@ static int stbi__getn(stbi__context *s, stbi_uc *buffer, int n)
       }
    }
 
-   if (n == 0) return 1; // destseg-deploy's only change: an empty IDAT has no buffer to copy to
+   if (n == 0) return 1; // destseg-deploy: an empty IDAT has no buffer to copy to
    if (s->img_buffer+n <= s->img_buffer_end) {
       memcpy(buffer, s->img_buffer, n);
       s->img_buffer += n;
@@ -5117,6 +5117,8 @@ static int stbi__parse_png_file(stbi__png *z, int scan, int req_comp)
             if (first) return stbi__err("first not IHDR", "Corrupt PNG");
             if (pal_img_n && !pal_len) return stbi__err("no PLTE","Corrupt PNG");
             if (scan == STBI__SCAN_header) { s->img_n = pal_img_n; return 1; }
+            // destseg-deploy: no memory for more than the file holds (it is read from memory, never by io.read)
+            if (c.length > (stbi__uint32) (s->img_buffer_end - s->img_buffer)) return stbi__err("outofdata","Corrupt PNG");
             if ((int)(ioff + c.length) < (int)ioff) return 0;
             if (ioff + c.length > idata_limit) {
                stbi__uint32 idata_limit_old = idata_limit;
