@@ -11,9 +11,9 @@ from destseg_deploy.errors import BackendError, SpecError
 from destseg_deploy.files import sha256
 from destseg_deploy.loading import load
 from destseg_deploy.spec import ModelSpec, spec_path
-from tests.cpp.conftest import spec_of, write_graph
 from tests.cpp.library import Refused, empty_result
 from tests.deploy.test_spec_contract import CHANGES, PLACES, copied, external
+from tests.tiny import spec_of, write_graph
 
 BACKENDS = ["onnxruntime", "openvino"]
 

@@ -13,8 +13,8 @@ import pytest
 from destseg_deploy.data.defects import enlarge_map
 from destseg_deploy.data.pixel_formats import layout_of
 from destseg_deploy.spec import QuantizationRecord
-from tests.cpp.conftest import spec_of, unpacked, write_packing_model
 from tests.cpp.library import ROOT, Frame, LogFunction, Refused, frame_of, run
+from tests.tiny import spec_of, unpacked, write_packing_model
 
 
 def reported(library, path: Path, backend: str, **options) -> list[tuple[int, str]]:

@@ -17,9 +17,10 @@ from destseg_deploy.options import OpenVinoOptions
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.spec import BatchRange, InputSpec, NetworkSpec, Threshold
-from tests.cpp.conftest import unpacked, write_engine, write_packing_model
+from tests.cpp.conftest import write_engine
 from tests.cpp.library import Frame, Info, Options, Refused, Result, empty_result, frame_of, run
 from tests.fakes.runtime import FakeRuntime, fake_spec
+from tests.tiny import unpacked, write_packing_model
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from destseg_deploy.spec import Threshold
-from tests.cpp.conftest import unpacked, write_engine
+from tests.cpp.conftest import write_engine
 from tests.cpp.library import ROOT, Refused, Times, frame_of
+from tests.tiny import unpacked
 
 
 def image(seed: int = 0) -> np.ndarray:

@@ -16,8 +16,9 @@ from destseg_deploy.errors import ExportError, SpecError
 from destseg_deploy.thresholds import by_hand, set_threshold
 from destseg_export.cli import export
 from destseg_export.cpp_project import LIBRARY, SOURCE, write_cpp_project
-from tests.cpp.conftest import write_engine, write_packing_model
+from tests.cpp.conftest import write_engine
 from tests.cpp.library import UNITY, need_tools, wheel_folder
+from tests.tiny import write_packing_model
 from tests.unchanged import unchanged
 
 

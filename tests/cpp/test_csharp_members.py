@@ -13,10 +13,11 @@ from destseg_deploy.loading import load
 from destseg_deploy.options import OpenVinoOptions
 from destseg_deploy.spec import Threshold
 from destseg_deploy.tuning import Choice
-from tests.cpp.conftest import write_engine, write_packing_model
+from tests.cpp.conftest import write_engine
 from tests.cpp.csharp import compile_, mono
 from tests.cpp.library import CPP, Result, frame_of
 from tests.cpp.test_tuning import write as write_tuning
+from tests.tiny import write_packing_model
 
 FOLDER = "Prüfteil 検査"
 SOURCES = (CPP / "test/Members.cs", CPP / "test/Tests.cs")

@@ -14,8 +14,8 @@ import pytest
 from destseg_deploy.loading import load
 from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.runtime.int8_kernels import PRODUCT, probe_graph
-from tests.cpp.conftest import spec_of, write_graph
 from tests.cpp.library import CPP, ROOT, Library
+from tests.tiny import spec_of, write_graph
 
 SIZE = (12, 10)
 BACKENDS = ("onnxruntime", "openvino")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cpp.conftest import unpacked
 from tests.cpp.library import CPP, ROOT, run, wheel_folder
+from tests.tiny import unpacked
 
 KEPT = ROOT / ".venv/onnxruntimes"
 """Where ``make builders`` keeps wheels of ONNX Runtime, the oldest that is supported among them."""

@@ -8,8 +8,8 @@ import pytest
 
 from destseg_deploy.data.pixel_formats import MAXIMA, FrameFormat, to_rgb
 from destseg_deploy.loading import load
-from tests.cpp.conftest import unpacked
 from tests.cpp.library import Refused, empty_result, frame_of
+from tests.tiny import unpacked
 
 SIZE = (40, 24)
 FORMATS = get_args(FrameFormat)

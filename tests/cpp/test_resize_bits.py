@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from destseg_deploy.data.resize import resize_image
-from tests.cpp.conftest import unpacked, write_packing_model
+from tests.tiny import unpacked, write_packing_model
 
 SIZES = [
     *((height, width) for height in range(1, 12) for width in (1, 7, 23, 24, 25, 60)),

@@ -22,10 +22,10 @@ from destseg_deploy.spec import (
     TilingSpec,
     spec_path,
 )
-from tests.cpp.conftest import spec_of, write_packing_model
 from tests.cpp.library import Refused
 from tests.deploy.test_spec import SPEC as FULL
 from tests.deploy.test_spec import sealed
+from tests.tiny import spec_of, write_packing_model
 
 VALUES = [
     None,
@@ -129,9 +129,11 @@ def test_a_valid_spec_is_accepted(library, artifact, valid):
 def test_every_entry_with_every_kind_of_value(library, artifact, valid):
     refused = 0
     for path in places(valid):
-        for value in (*VALUES, ...):
+        for number, value in enumerate((*VALUES, ...)):
             text = changed(valid, path, value)
-            refused += compare(library, artifact, json.dumps(text))
+            # Under its old digest, which refuses all but a threshold, one change is enough.
+            if number == 0 or path[0] in ("digest", "threshold"):
+                refused += compare(library, artifact, json.dumps(text))
             if path[0] != "digest":
                 refused += compare(library, artifact, sealed(text))
     assert refused > 1000

@@ -11,8 +11,9 @@ import pytest
 from destseg_deploy.errors import SpecError
 from destseg_deploy.runtime.trt.record import Machine, check_engine
 from destseg_deploy.spec import BatchRange, InputSpec, OutputSpec
-from tests.cpp.conftest import ENGINE, unpacked, write_engine
+from tests.cpp.conftest import ENGINE, write_engine
 from tests.cpp.library import Refused
+from tests.tiny import unpacked
 
 
 def images(count: int, seed: int = 0) -> list[np.ndarray]:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from destseg_deploy.spec import Threshold
-from tests.cpp.conftest import unpacked, write_engine
+from tests.cpp.conftest import write_engine
 from tests.cpp.library import Refused, frame_of
 from tests.cpp.test_calls import image, in_the_background
+from tests.tiny import unpacked
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 from destseg_deploy.spec import FileRecord
 from destseg_deploy.tuning import Choice, Machine, Measured, Tuning
-from tests.cpp.conftest import unpacked
 from tests.cpp.library import Refused, frame_of
+from tests.tiny import unpacked
 
 CHOICE = Choice("onnxruntime", threads=1, spinning=False)
 

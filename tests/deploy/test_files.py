@@ -338,7 +338,7 @@ def _left_by_a_killed_process(place):
 
 
 def test_what_a_killed_process_left_in_the_systems_folder_is_removed(tmp_path, monkeypatch):
-    """fp16 and bf16 exports keep a copy of the graph there."""
+    """Studies and benchmarks write graphs there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = _left_by_a_killed_process(tmp_path)
     (tmp_path / "others").touch()

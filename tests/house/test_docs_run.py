@@ -42,6 +42,7 @@ PARSED_ONLY = {
     r"--scale|--defect-size": "minutes: test_run_on_tiles.py, test_small_defects.py, test_train.py",
     r"\.engine|--format engine|fp16|bf16": "a GPU, or the emulation of one: tests/export",
     r"--input-size": "a graph of its own is traced: tests/deploy/cli/test_cli.py",
+    r"--top-k": "a graph of its own is traced: tests/house/test_network.py",
     r"destseg-bench|destseg bench (?!agreement)": "minutes to days: tests/bench",
     r"quantize|study-half": "minutes: tests/export/int8, tests/export/half",
     r"tune": "minutes: tests/bench/speed/test_tune.py, tests/deploy/test_tuning.py",
@@ -129,12 +130,10 @@ def _link_or_copy(source: str, target: str) -> str:
 
 
 @pytest.fixture
-def traced(request, onnx_artifact, monkeypatch) -> None:
-    """Skip the tracing, which takes 10 s, unless another graph is asked for."""
+def traced(onnx_artifact, monkeypatch) -> None:
+    """Skip the tracing, which takes 10 s."""
     from destseg_export import to_onnx
 
-    if "--top-k" in request.node.callspec.params["line"]:
-        return
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: onnx.load(onnx_artifact))
 
 

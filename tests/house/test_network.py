@@ -21,10 +21,10 @@ COMMANDS = {
     "train": "destseg-train --category cable --data {data} --output {out} --size 64 "
     "--batch-size 2 --steps 2,2 --teacher random",
     "threshold": "destseg-threshold {out}/cable.safetensors --normal {data}/cable/test/good",
-    "export": "destseg-export --checkpoint {checkpoint} --output {out}",
+    "export": "destseg-export --checkpoint {checkpoint} --output {out} --top-k 5 {few}",
     "inspect": "destseg-export inspect {onnx}",
     "inspect by destseg": "destseg inspect {onnx}",
-    "fuse": "destseg-export fuse {onnx} --output {out}/cable-fused.onnx",
+    "fuse": "destseg-export fuse {onnx} --output {out}/cable-fused.onnx {few}",
     "cpp": "destseg-export cpp {onnx} {out}/project",
     "repository": "destseg-export repository {onnx} {out}/repository --any-size",
     # The random network may be refused as guessing, behind its first inference; that is status 1.
@@ -72,7 +72,12 @@ def test_a_command_asks_nothing_of_the_network(
 ):
     pytest.importorskip(NEEDS.get(name, "torch"))
     command = COMMANDS[name].format(
-        out=out, data=category.parent, checkpoint=checkpoint, onnx=onnx_artifact, python="python"
+        out=out,
+        data=category.parent,
+        few=f"--verify-images {category / 'test/good'}",  # it draws 16 without
+        checkpoint=checkpoint,
+        onnx=onnx_artifact,
+        python="python",
     )
     done = watched.run(f"{BIN}/{command}")
     assert done.returncode == 0, done.stderr

@@ -13,9 +13,7 @@ ONNX parser makes of it, and the square is where half overflows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -23,13 +21,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import ExportError
-from destseg_deploy.files import scratch
-from destseg_deploy.options import OrtOptions
 from destseg_deploy.predictor import Predictor
-from destseg_deploy.runtime.ort.runtime import OrtRuntime
-from destseg_deploy.spec import FileRecord, ModelSpec
-from destseg_deploy.spec.contract import KEY, contract_of
+from destseg_deploy.spec import ModelSpec
 from destseg_export.graph.edit import add_node, nodes, open_model, substitute, tidy
+from destseg_export.graph.run import GraphRuntime
 from destseg_export.half.retype import FLOAT, HALF_TYPES, half_values
 
 
@@ -115,29 +110,19 @@ def _store(node: ir.Node, value: ir.Value, kind: ir.DataType) -> None:
     )
 
 
-@contextmanager
 def open_graph(
     proto: onnx.ModelProto, spec: ModelSpec, *, emulated: bool = True, threads: int = 0
-) -> Iterator[Predictor]:
-    """Run a graph in ONNX Runtime, by default as a GPU rounds it.
+) -> Predictor:
+    """Open a graph in ONNX Runtime, by default as a GPU rounds it.
 
     Args:
-        proto: The graph.
+        proto: The graph; it stays as it is.
         spec: Its contract.
         emulated: Whether its half tensors are rounded.
         threads: Threads within an operator; 0 leaves the choice to ONNX Runtime.
 
-    Yields:
-        A predictor that takes ``spec``'s frames.
+    Raises:
+        ExportError: If ONNX Runtime refuses the graph.
     """
-    with scratch() as folder:
-        path = (folder / (spec.artifact.file or "graph.onnx")).with_suffix(".onnx")
-        # What is emulated computes in float32, which a CPU has for bf16, too.
-        spec = replace(spec, precision="fp32" if emulated else spec.precision)
-        graph = onnx.ModelProto()  # a copy, since the caller's graph keeps its own contract
-        graph.CopyFrom(emulate(proto) if emulated else proto)
-        onnx.helper.set_model_props(graph, {KEY: contract_of(spec.as_entries())})
-        onnx.save_model(graph, path)
-        replace(spec, artifact=FileRecord.of(path)).write(path)
-        with Predictor(OrtRuntime(path, options=OrtOptions(threads=threads))) as predictor:
-            yield predictor
+    graph = emulate(proto) if emulated else proto
+    return Predictor(GraphRuntime(graph, spec, threads))

@@ -147,15 +147,42 @@ RUNTIMES = {
 
 
 REAL = ("tensorrt", "tensorrt-rtx", "ort on a GPU", "pytorch on a GPU")
+PARAMS = [pytest.param(n, marks=pytest.mark.gpu) if n in REAL else n for n in RUNTIMES]
+
+LARGE = ("pytorch", "ort", "ort, fused", "openvino", "openvino, fused")
+"""Runtimes of the network: each test would wait half a second for its own."""
 
 
-@pytest.fixture(
-    params=[pytest.param(n, marks=pytest.mark.gpu) if n in REAL else n for n in RUNTIMES]
-)
-def runtime(request):
-    opened = RUNTIMES[request.param](request)
-    yield opened
-    opened.close()
+@pytest.fixture(scope="module")
+def opened():
+    """Name -> a runtime of the network, open until the last test."""
+    found = {}
+    yield found
+    for one in found.values():
+        one.close()
+
+
+@pytest.fixture(params=PARAMS)
+def runtime(request, opened):
+    """A runtime that a test leaves open."""
+    name = request.param
+    if name in opened:
+        yield opened[name]
+        return
+    made = RUNTIMES[name](request)
+    yield made
+    if name in LARGE:
+        opened[name] = made
+    else:
+        made.close()
+
+
+@pytest.fixture(params=PARAMS)
+def own_runtime(request):
+    """A runtime that a test may close."""
+    made = RUNTIMES[request.param](request)
+    yield made
+    made.close()
 
 
 def test_answers_have_the_promised_form(runtime, frames):
@@ -233,11 +260,11 @@ def test_may_be_shared_by_threads(runtime, frames):
     np.testing.assert_allclose(found, [alone[i % 3] for i in range(24)], atol=ROUNDING)
 
 
-def test_close_is_final_and_may_be_repeated(runtime, frames):
-    runtime.close()
-    runtime.close()
+def test_close_is_final_and_may_be_repeated(own_runtime, frames):
+    own_runtime.close()
+    own_runtime.close()
     with pytest.raises(BackendError, match="closed"):
-        runtime.infer(frames)
+        own_runtime.infer(frames)
 
 
 def test_cuda_is_refused_where_there_is_none(request, checkpoint, onnx_artifact):

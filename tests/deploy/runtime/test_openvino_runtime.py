@@ -77,11 +77,11 @@ def test_float32_is_float32_and_bf16_is_not(runtime, onnx_artifact, frames):
     rounded.close()
 
 
-def test_compiled_models_are_kept(onnx_artifact, frames, tmp_path):
+def test_compiled_models_are_kept(tiny_artifact, frames, tmp_path):
     folder = tmp_path / "made" / "cache"
     answers = []
     for _ in range(2):
-        runtime = OpenVinoRuntime(onnx_artifact, options=OpenVinoOptions(threads=1, cache=folder))
+        runtime = OpenVinoRuntime(tiny_artifact, options=OpenVinoOptions(threads=1, cache=folder))
         answers.append(runtime.infer(frames).score)
         runtime.close()
     assert list(folder.iterdir())
@@ -116,10 +116,17 @@ def test_one_cache_serves_artifacts_that_look_alike(onnx_artifact, frames, tmp_p
 
 
 @pytest.fixture(scope="module")
-def kept(onnx_artifact, tmp_path_factory):
+def tiny(tiny_artifact):
+    opened = OpenVinoRuntime(tiny_artifact, options=OpenVinoOptions(threads=1))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def kept(tiny_artifact, tmp_path_factory):
     """A cache that holds one compiled model."""
     folder = tmp_path_factory.mktemp("cache")
-    OpenVinoRuntime(onnx_artifact, options=OpenVinoOptions(threads=1, cache=folder)).close()
+    OpenVinoRuntime(tiny_artifact, options=OpenVinoOptions(threads=1, cache=folder)).close()
     (path,) = folder.rglob("*.blob")
     return folder, path.relative_to(folder)
 
@@ -149,7 +156,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_compiled_anew(
-    onnx_artifact, kept, runtime, frames, tmp_path, caplog, damage
+    tiny_artifact, kept, tiny, frames, tmp_path, caplog, damage
 ):
     """OpenVINO itself loads it: it answers wrongly, hangs, or kills the process."""
     folder, name = kept
@@ -158,8 +165,8 @@ def test_a_damaged_cache_is_compiled_anew(
     hurt.parent.mkdir()
     hurt.write_bytes(DAMAGES[damage](whole))
     options = OpenVinoOptions(threads=1, cache=tmp_path)
-    again = OpenVinoRuntime(onnx_artifact, options=options)
-    np.testing.assert_allclose(again.infer(frames).score, runtime.infer(frames).score, atol=1e-6)
+    again = OpenVinoRuntime(tiny_artifact, options=options)
+    np.testing.assert_allclose(again.infer(frames).score, tiny.infer(frames).score, atol=1e-6)
     again.close()
     assert "compiled anew" in caplog.text
     header, blob = hurt.read_bytes().split(b"\n", 1)
@@ -168,7 +175,7 @@ def test_a_damaged_cache_is_compiled_anew(
     assert (said["file"], said["sha256"]) == mended
 
 
-def test_a_whole_cache_is_used(onnx_artifact, kept, runtime, frames, monkeypatch, caplog):
+def test_a_whole_cache_is_used(tiny_artifact, kept, tiny, frames, monkeypatch, caplog):
     """Control of the damages, and of the time that a cache saves."""
 
     def stop(core, path, device, config):
@@ -176,11 +183,11 @@ def test_a_whole_cache_is_used(onnx_artifact, kept, runtime, frames, monkeypatch
 
     monkeypatch.setattr("destseg_deploy.runtime.openvino_runtime._compile", stop)
     options = OpenVinoOptions(threads=1, cache=kept[0])
-    again = OpenVinoRuntime(onnx_artifact, options=options)
-    np.testing.assert_array_equal(again.infer(frames).score, runtime.infer(frames).score)
+    again = OpenVinoRuntime(tiny_artifact, options=options)
+    np.testing.assert_array_equal(again.infer(frames).score, tiny.infer(frames).score)
     assert caplog.text == ""
     with pytest.raises(AssertionError, match="compiled"):
-        OpenVinoRuntime(onnx_artifact, options=replace(options, hint="throughput"))
+        OpenVinoRuntime(tiny_artifact, options=replace(options, hint="throughput"))
 
 
 @pytest.mark.parametrize(
@@ -194,10 +201,10 @@ def test_a_whole_cache_is_used(onnx_artifact, kept, runtime, frames, monkeypatch
         ),
     ],
 )
-def test_outputs_that_are_not_the_specs_are_refused(onnx_artifact, tmp_path, change, message):
+def test_outputs_that_are_not_the_specs_are_refused(tiny_artifact, tmp_path, change, message):
     path = tmp_path / "cable-fp32.onnx"
-    path.write_bytes(onnx_artifact.read_bytes())
-    spec = ModelSpec.read(onnx_artifact)
+    path.write_bytes(tiny_artifact.read_bytes())
+    spec = ModelSpec.read(tiny_artifact)
     changed = replace(spec, output=change(spec))
     with pytest.MonkeyPatch.context() as patch:  # a spec that was edited says so, too
         patch.setattr(ModelSpec, "read", lambda path: changed)
@@ -220,15 +227,15 @@ def test_answers_of_another_shape_are_refused(runtime, frames):
             check_prediction(wrong, runtime.spec, 1)
 
 
-def test_a_cache_that_cannot_be_made_is_refused(onnx_artifact, tmp_path):
+def test_a_cache_that_cannot_be_made_is_refused(tiny_artifact, tmp_path):
     """OpenVINO itself says nothing and compiles anew at each start."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BackendError, match=r"cannot be kept there \(Not a directory\).*cache="):
-        OpenVinoRuntime(onnx_artifact, options=OpenVinoOptions(cache=tmp_path / "file"))
+        OpenVinoRuntime(tiny_artifact, options=OpenVinoOptions(cache=tmp_path / "file"))
 
 
 @pytest.mark.parametrize("pinning", [None, False, True])
-def test_pinning_reaches_openvino(onnx_artifact, monkeypatch, pinning):
+def test_pinning_reaches_openvino(tiny_artifact, monkeypatch, pinning):
     """Threads are pinned where the system allows, so what was asked for is looked at."""
     asked = []
 
@@ -239,7 +246,7 @@ def test_pinning_reaches_openvino(onnx_artifact, monkeypatch, pinning):
     monkeypatch.setattr("destseg_deploy.runtime.openvino_runtime._compile", stop)
     with pytest.raises(BackendError, match="seen"):
         OpenVinoRuntime(
-            onnx_artifact, options=OpenVinoOptions(threads=2, streams=2, pinning=pinning)
+            tiny_artifact, options=OpenVinoOptions(threads=2, streams=2, pinning=pinning)
         )
     wanted = {} if pinning is None else {"ENABLE_CPU_PINNING": pinning}
     assert asked == [
@@ -253,7 +260,7 @@ def test_pinning_reaches_openvino(onnx_artifact, monkeypatch, pinning):
     ]
 
 
-def test_bf16_is_refused_where_the_cpu_has_none(onnx_artifact, monkeypatch):
+def test_bf16_is_refused_where_the_cpu_has_none(tiny_artifact, monkeypatch):
     import openvino
 
     there = openvino.Core.get_property
@@ -264,22 +271,22 @@ def test_bf16_is_refused_where_the_cpu_has_none(onnx_artifact, monkeypatch):
 
     monkeypatch.setattr(openvino.Core, "get_property", without)
     with pytest.raises(BackendError, match=r"precision 'bf16': this CPU does not compute in it"):
-        OpenVinoRuntime(onnx_artifact, options=OpenVinoOptions(precision="bf16"))
+        OpenVinoRuntime(tiny_artifact, options=OpenVinoOptions(precision="bf16"))
 
 
-def test_a_device_that_is_not_there_is_refused(onnx_artifact):
+def test_a_device_that_is_not_there_is_refused(tiny_artifact):
     import openvino
 
     if any(name.startswith("GPU") for name in openvino.Core().available_devices):
         pytest.skip("there is an Intel GPU")
     with pytest.raises(BackendError, match="device 'gpu:0': OpenVINO does not see it, only cpu"):
-        OpenVinoRuntime(onnx_artifact, Device("gpu"))
+        OpenVinoRuntime(tiny_artifact, Device("gpu"))
 
 
-def test_a_graph_that_is_not_the_specs_is_refused(onnx_artifact, tmp_path):
+def test_a_graph_that_is_not_the_specs_is_refused(tiny_artifact, tmp_path):
     cut = tmp_path / "cable-fp32.onnx"
-    cut.write_bytes(onnx_artifact.read_bytes()[:100_000])
-    spec = ModelSpec.read(onnx_artifact)
+    cut.write_bytes(tiny_artifact.read_bytes()[:100])
+    spec = ModelSpec.read(tiny_artifact)
     spec.write(cut)
     with pytest.raises(SpecError, match="damaged or the pair was mixed up"):
         OpenVinoRuntime(cut)
@@ -291,10 +298,10 @@ def test_a_graph_that_is_not_the_specs_is_refused(onnx_artifact, tmp_path):
         OpenVinoRuntime(cut)
 
 
-def test_openvino_missing_is_said(onnx_artifact, monkeypatch):
+def test_openvino_missing_is_said(tiny_artifact, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(BackendError, match=r"pip install 'destseg-deploy\[openvino\]'"):
-        OpenVinoRuntime(onnx_artifact)
+        OpenVinoRuntime(tiny_artifact)
 
 
 SIGNALLED = """
@@ -310,9 +317,9 @@ print("alive")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
-def test_a_signal_after_two_were_closed_does_no_harm(onnx_artifact):
+def test_a_signal_after_two_were_closed_does_no_harm(tiny_artifact):
     """Each of OpenVINO's cores leaves a stack for signals; that of one that is gone is no stack."""
-    command = [sys.executable, "-c", SIGNALLED, str(onnx_artifact)]
+    command = [sys.executable, "-c", SIGNALLED, str(tiny_artifact)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["handled", "alive"]

@@ -6,7 +6,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from destseg_deploy.errors import ExportError
+from destseg_deploy.errors import BackendError, ExportError, ShapeError
+from destseg_deploy.loading import load
 from destseg_deploy.spec import ModelSpec
 from destseg_export.graph.edit import open_model
 from destseg_export.half.convert import to_half
@@ -113,15 +114,16 @@ def test_every_half_tensor_of_the_network_is_stored(onnx_artifact):
     assert all(name.endswith("_stored") for name in halves)
 
 
-def test_a_graph_is_run_and_its_file_is_gone(onnx_artifact, frames):
-    from destseg_deploy.spec import ModelSpec
-
-    spec = ModelSpec.read(onnx_artifact)
-    with open_graph(onnx.load(onnx_artifact), spec) as predictor:
-        found = predictor(frames)
-        folder = predictor.spec
-    assert found.anomaly_map.shape == (3, 64, 64)
-    assert folder.artifact.file == spec.artifact.file
+def test_a_graph_in_memory_keeps_the_contract_of_its_file(onnx_artifact, frames):
+    proto, spec = onnx.load(onnx_artifact), ModelSpec.read(onnx_artifact)
+    with load(onnx_artifact) as of_file, open_graph(proto, spec, emulated=False) as predictor:
+        wanted, found = of_file(frames), predictor(frames)
+        with pytest.raises(ShapeError, match=r"got uint8 \(3, 32, 64, 3\)"):
+            predictor.runtime.infer(frames[:, :32])
+    np.testing.assert_allclose(found.anomaly_map, wanted.anomaly_map, atol=1e-6)
+    np.testing.assert_allclose(found.score, wanted.score, atol=1e-6)
+    with pytest.raises(BackendError, match="closed"):
+        predictor.runtime.infer(frames)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
