@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.kept import kept
 
@@ -22,10 +23,11 @@ def pytest_configure() -> None:
 
     Graphs of 140 MB come and go. With new pages for each, opening one took 2.4 times as long.
     """
-    trim, mmap = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+    trim_threshold, mmap_threshold = -1, -3  # as glibc's malloc.h numbers them
     with suppress(AttributeError, OSError, TypeError):  # another system's library
-        for parameter in (trim, mmap):
-            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, -1)  # never
+        mallopt(mmap_threshold, 1 << 30)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -148,12 +150,21 @@ def tiled_artifact(checkpoint, tmp_path_factory, pytestconfig) -> Path:
     pytest.importorskip("onnx")
     from destseg_deploy.spec import RegionSpec
     from destseg_export.cutting import Cut
+    from destseg_export.parity import Verification
     from destseg_export.to_onnx import OnnxOptions, export_onnx
+
+    images = tmp_path_factory.mktemp("frames")  # without any, 16 are drawn, of four tiles each
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = rng.integers(0, 256, (90, 108, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{i}.png")
 
     def export(folder: Path) -> None:
         cut = Cut(0.9, 16, region=RegionSpec(0, 3, 100, 87))
         options = OnnxOptions(input_size=(90, 108), cut=cut)
-        export_onnx(checkpoint, folder / "cable-fp32.onnx", options=options)
+        verification = Verification(sorted(images.iterdir()))
+        path = folder / "cable-fp32.onnx"
+        export_onnx(checkpoint, path, options=options, verification=verification)
 
     made = kept(pytestconfig, "tiled_artifact", checkpoint, export)
     folder = shutil.copytree(made, tmp_path_factory.mktemp("tiled"), dirs_exist_ok=True)

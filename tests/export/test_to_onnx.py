@@ -199,23 +199,23 @@ def test_a_name_without_its_suffix_is_refused_before_the_work(checkpoint, tmp_pa
 
 
 def test_exporting_again_keeps_a_threshold_that_was_set(
-    checkpoint, camera, few, traced, tmp_path, monkeypatch
+    checkpoint, artifact, camera, few, traced, monkeypatch
 ):
-    target, lines = tmp_path / "cable-fp32.onnx", []
+    lines = []
 
     def export(options):
         return to_onnx.export_onnx(
             checkpoint,
-            target,
+            artifact,
             options=options,
             verification=Verification(few),
             report=lines.append,
         )
 
-    first = export(OnnxOptions(batch=BATCH))
-    set_threshold(target, Threshold(0.25, 0.5, "set by hand"))
+    first = ModelSpec.read(artifact)
+    set_threshold(artifact, Threshold(0.25, 0.5, "set by hand"))
     again = export(OnnxOptions(batch=BATCH))
-    assert again.threshold == ModelSpec.read(target).threshold != first.threshold
+    assert again.threshold == ModelSpec.read(artifact).threshold != first.threshold
     assert again.threshold.score == 0.25
     assert any("keeps the threshold 0.250000 (set by hand)" in line for line in lines)
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: onnx.load(camera))

@@ -27,13 +27,19 @@ from destseg_export.graph.edit import add_node, nodes, open_model, substitute, t
 from destseg_export.graph.run import GraphRuntime
 from destseg_export.half.retype import FLOAT, HALF_TYPES, half_values
 
+Constants = Mapping[str, NDArray[np.float32]]
+"""Name of each constant that was rounded to half -> its float32 values."""
 
-def emulate(proto: onnx.ModelProto, *, rounded: bool = True) -> onnx.ModelProto:
+
+def emulate(
+    proto: onnx.ModelProto, *, rounded: bool = True, originals: Constants | None = None
+) -> onnx.ModelProto:
     """Return a float32 graph that rounds wherever the half graph stores a half tensor.
 
     Args:
         proto: A graph of ``to_half``, or a broken one; it stays as it is.
         rounded: False to round the weights alone, and see how large the activations are.
+        originals: Values for the half constants; their own unless given.
     """
     model = open_model(proto)
     if rounded:
@@ -42,7 +48,8 @@ def emulate(proto: onnx.ModelProto, *, rounded: bool = True) -> onnx.ModelProto:
         node, tensor, kind = value.producer(), value.const_value, value.dtype
         value.dtype = FLOAT
         if tensor is not None:
-            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
+            values = originals[str(value.name)] if originals else tensor.numpy().astype(np.float32)
+            value.const_value = ir.tensor(values, name=value.name)
         if node is not None and node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", FLOAT)
         if node is not None and kind is not None and rounded:
@@ -50,7 +57,7 @@ def emulate(proto: onnx.ModelProto, *, rounded: bool = True) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
-def undo(proto: onnx.ModelProto, originals: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
+def undo(proto: onnx.ModelProto, originals: Constants) -> onnx.ModelProto:
     """Return the float32 graph that a half graph was before it was rounded.
 
     It must answer as closely as any float32 graph, so it shows every mistake of the conversion that
@@ -58,7 +65,7 @@ def undo(proto: onnx.ModelProto, originals: Mapping[str, NDArray[np.float32]]) -
 
     Args:
         proto: A graph of ``to_half``, or a broken one; it stays as it is.
-        originals: Name of each constant that was rounded -> its float32 values.
+        originals: Values for the half constants.
 
     Raises:
         ExportError: If the half constants are not the nearest to the originals, or not the same.
@@ -79,11 +86,7 @@ def undo(proto: onnx.ModelProto, originals: Mapping[str, NDArray[np.float32]]) -
                 f"{name}: its half values are not the nearest to its float32 values. Export in "
                 "fp32, and report this."
             )
-    graph = emulate(proto, rounded=False)
-    for tensor in graph.graph.initializer:
-        if tensor.name in originals:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(originals[tensor.name], tensor.name))
-    return graph
+    return emulate(proto, rounded=False, originals=originals)
 
 
 def _split_lengths(model: ir.Model) -> None:
