@@ -5,7 +5,7 @@ not in the graph, so that they can be changed after the export. ``destseg_deploy
 is the same contract as a JSON Schema.
 """
 
-from destseg_deploy.spec.model import ModelSpec, default_top_k, spec_path
+from destseg_deploy.spec.model import ModelSpec, default_top_k, other_scores, spec_path
 from destseg_deploy.spec.parts import (
     BY_HAND,
     IMAGENET_MEAN,
@@ -81,6 +81,7 @@ __all__ = [
     "default_top_k",
     "is_number",
     "name_lost_threshold",
+    "other_scores",
     "settle_threshold",
     "spec_path",
     "tile_positions",

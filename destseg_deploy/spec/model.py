@@ -296,6 +296,30 @@ def spec_path(artifact: Path) -> Path:
     return artifact.with_suffix(".engine.json" if artifact.suffix.lower() == ".engine" else ".json")
 
 
+def other_scores(before: ModelSpec, now: ModelSpec, where: str = "in training") -> str | None:
+    """Return why the scores of two artifacts of one model differ; None where they are the same.
+
+    A threshold of one then says nothing about the scores of the other.
+
+    Args:
+        before: Of the checkpoint, or of what ``now`` is compared with.
+        now: The spec that the words are about.
+        where: What ``before`` is called in the words.
+    """
+    old, new = (one.tiling.scale if one.tiling else None for one in (before, now))
+    if old != new:
+        if old is not None and new is not None:
+            return f"frames are scaled by {new:g}, and were by {old:g} {where}"
+        are, were = ("not cut", "") if new is None else ("cut", "not ")
+        return f"frames are {are} into tiles, and were {were}{where}"
+    if before.output.top_k != now.output.top_k:
+        return (
+            f"the score is the mean of {now.output.top_k} pixels, and was of "
+            f"{before.output.top_k} {where}"
+        )
+    return None
+
+
 def default_top_k(height: int, width: int) -> int:
     """Return T for a network size: 100 at 256 x 256 as in the paper, the same share elsewhere.
 

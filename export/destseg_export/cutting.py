@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from destseg_deploy.errors import ExportError
-from destseg_deploy.spec import ModelSpec, RegionSpec, TilingSpec
+from destseg_deploy.spec import ModelSpec, RegionSpec, TilingSpec, other_scores
 
 OVERLAP_SHARE = 4
 """Tiles overlap by a quarter unless told otherwise."""
@@ -110,24 +110,6 @@ def remark_scale(trained: ModelSpec, spec: ModelSpec, report: Callable[[str], No
             f"scale {now:g} is not {before:g}, with which this checkpoint was trained: the network "
             "sees parts of another size than it learned"
         )
-
-
-def other_scores(trained: ModelSpec, spec: ModelSpec) -> str | None:
-    """Return why scores are others than in training, in words; None where they are the same.
-
-    A threshold of the training then says nothing about them.
-    """
-    before, now = (one.tiling.scale if one.tiling else None for one in (trained, spec))
-    if before is None and now is not None:
-        return "frames are cut into tiles, and were not in training"
-    if before != now:
-        return f"frames are scaled by {now:g}, and were by {before:g} in training"
-    if trained.output.top_k != spec.output.top_k:
-        return (
-            f"the score is the mean of {spec.output.top_k} pixels, and was of "
-            f"{trained.output.top_k} in training"
-        )
-    return None
 
 
 def remark_threshold(trained: ModelSpec, spec: ModelSpec, report: Callable[[str], None]) -> None:

@@ -38,12 +38,13 @@ from destseg_deploy.spec import (
     ModelSpec,
     OutputSpec,
     check_output,
+    other_scores,
     settle_threshold,
     writing,
 )
 from destseg_deploy.spec.contract import KEY, contract_of
 from destseg_deploy.spec.limits import RESTORE
-from destseg_export.cutting import Cut, other_scores, remark_scale, remark_threshold
+from destseg_export.cutting import Cut, remark_scale, remark_threshold
 from destseg_export.frames import Frames, verification_frames
 from destseg_export.graph.epsilon import keep_epsilon
 from destseg_export.half import convert as half

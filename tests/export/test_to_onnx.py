@@ -388,7 +388,7 @@ TILES = Cut(0.5, 16)
         (
             None,
             OnnxOptions(input_size=(200, 300), cut=TILES),
-            "frames are cut into tiles, and were",
+            "frames are cut into tiles, and were not in training",
         ),
         (0.5, OnnxOptions(), None),
         (0.5, OnnxOptions(cut=Cut(overlap=8)), None),

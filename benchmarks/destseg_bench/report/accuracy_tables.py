@@ -50,6 +50,7 @@ def agreement(result: Result) -> list[Table]:
     first = "PyTorch" if runs[:1] == rows[:1] else str(runs[0]["artifact"]).rsplit("/", 1)[-1]
     notes = [f"Differences are the largest absolute ones to {first}."]
     notes += [f"{row['artifact']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
+    notes += [f"{row['artifact']}: {row['other_scores']}." for row in rows if "other_scores" in row]
     return [Table.of(f"Every back end on {data}", columns, rows, tuple(notes))]
 
 

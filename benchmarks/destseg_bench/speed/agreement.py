@@ -15,7 +15,7 @@ from destseg_bench.timing import Advance, Contender, ignore
 from destseg_deploy.errors import BackendError, ParityError, WeightsError
 from destseg_deploy.evaluation.test_set import TestSet, compute_metrics, score_test_set
 from destseg_deploy.predictor import Predictor, resize_map
-from destseg_deploy.spec import ModelSpec
+from destseg_deploy.spec import ModelSpec, other_scores
 
 TRAINING = ("recipe", "images", "device", "precision", "seconds", "losses")
 
@@ -38,21 +38,26 @@ def measure_agreement(
     Returns:
         A row for each contender: either ``skipped``, the reason; or its metrics, and the largest
         absolute differences of scores and maps from the reference. Maps of another size are
-        compared at the reference's size.
+        compared at the reference's size. ``other_scores`` says why scores must differ, if so.
 
     Raises:
         BackendError: If none of them runs.
     """
     rows: list[dict[str, Any]] = []
     reference: TestSet | None = None
+    first = contenders[0]
     opens = [partial(open_runtime, one) for one in contenders]
     for one, test in zip(contenders, score_each(opens, category, report), strict=True):
         row: dict[str, Any] = {"artifact": one.name, "precision": one.precision}
         if isinstance(test, Skipped):
             row["skipped"] = test.reason
         else:
-            reference = reference or test
+            if reference is None:
+                reference, first = test, one
             row |= {**compute_metrics(test).to_dict(), **_differences(reference, test)}
+            specs = (ModelSpec.read(first.artifact), ModelSpec.read(one.artifact))
+            if reason := other_scores(*specs, f"in {first.name}"):
+                row["other_scores"] = reason
         rows.append(row)
         save(rows)
     if reference is None:

@@ -50,6 +50,21 @@ def test_another_model_does_not_agree(checkpoint, category, tmp_path):
     assert saved == [1, 2], "one by one"
 
 
+def test_why_scores_must_differ_is_said(checkpoint, category, tmp_path):
+    """The reader would look for a fault of the export."""
+    model, spec = load_checkpoint(checkpoint)
+    fewer = tmp_path / "fewer.safetensors"
+    save_checkpoint(model, replace(spec, output=replace(spec.output, top_k=2)), fewer)
+    output = tmp_path / "agreement.json"
+    done = succeed("agreement", checkpoint, fewer, "--data", category, "--output", output).output
+    first, second = json.loads(output.read_text())["rows"]
+    assert "other_scores" not in first
+    assert second["map_max_abs"] == 0 < second["score_max_abs"]
+    words = "the score is the mean of 2 pixels, and was of 6 in cable.safetensors"
+    assert second["other_scores"] == words
+    assert f"fewer.safetensors: {words}." in done
+
+
 def test_a_missing_artifact_is_one_line(category, tmp_path):
     refuse("no.onnx", "agreement", tmp_path / "no.onnx", "--data", category)
 
