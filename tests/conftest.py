@@ -177,7 +177,7 @@ def tiny_artifact(tmp_path_factory) -> Path:
     from tests.tiny import write_packing_model
 
     path = tmp_path_factory.mktemp("tiny") / "cable-fp32.onnx"
-    write_packing_model(path, NETWORK)
+    write_packing_model(path, NETWORK, category="cable")
     return path
 
 

@@ -17,7 +17,7 @@ float32 seldom do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import ExportError, ParityError
-from destseg_deploy.files import sha256
-from destseg_deploy.loading import load
 from destseg_deploy.models.destseg import DeSTSeg
-from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.predictor import Predictor, resize_map
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.parity import BUDGETS as RUNTIME_BUDGETS
 from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
 from destseg_deploy.spec import BatchRange, Budget, ModelSpec, ParityRecord
-from destseg_export.frames import COLOURS, Frames, verification_frames
+from destseg_export.frames import COLOURS, Frames
 
 BUDGETS = {precision: RUNTIME_BUDGETS[precision] for precision in ("fp32", "fp16", "bf16")}
 """Precision -> how far its artifacts may differ from PyTorch, unless limits are given."""
@@ -214,18 +211,27 @@ class Parity:
         return int(((apart > gap) & (found < 0)).sum())
 
 
-def compare(
-    reference: Predictor,
-    candidate: Predictor,
-    frames: Frames | Sequence[NDArray[np.uint8]],
-) -> Parity:
-    """Run both on the same frames and measure how their answers differ.
-
-    The artifact runs in its smallest and its largest batches, since a graph may be right for some
-    batch sizes only.
+def answer(predictor: Predictor, frames: Frames | Sequence[NDArray[np.uint8]]) -> Prediction:
+    """Return the answers to all frames, each computed alone as a line does.
 
     Args:
-        reference: The reference; takes frames of this size.
+        predictor: What artifacts are compared with; takes frames of this size.
+        frames: uint8 (H, W, 3), at least two.
+    """
+    images = frames.images if isinstance(frames, Frames) else frames
+    return _concatenate(list(predictor.stream(images)))
+
+
+def compare(
+    wanted: Prediction, candidate: Predictor, frames: Frames | Sequence[NDArray[np.uint8]]
+) -> Parity:
+    """Run an artifact and measure how its answers differ.
+
+    It runs in its smallest and its largest batches, since a graph may be right for some batch sizes
+    only.
+
+    Args:
+        wanted: ``answer`` of the reference to these frames.
         candidate: The artifact.
         frames: uint8 (H, W, 3) at the artifact's input size, at least two.
     """
@@ -233,7 +239,6 @@ def compare(
     pairs = frames.channels if isinstance(frames, Frames) else ()
     images = frames.images if isinstance(frames, Frames) else frames
     sizes = sorted({batch.min, max(batch.min, min(batch.max, LARGEST_BATCH, len(images)))})
-    wanted = _concatenate(list(reference.stream(images)))
     # The exported graph may return maps of another size than the network's.
     maps = np.stack([resize_map(anomaly_map, spec.map_size) for anomaly_map in wanted.anomaly_map])
     found = [p for size in sizes for p in candidate.stream(images, batch_size=size)]
@@ -430,72 +435,3 @@ def open_reference(model: DeSTSeg, trained: ModelSpec, spec: ModelSpec) -> Predi
         region=spec.region,
     )
     return Predictor(PyTorchRuntime(model, as_served))
-
-
-def compare_engine(
-    staged: Path,
-    spec: ModelSpec,
-    checkpoint: Path,
-    verification: Verification,
-    *,
-    device: str,
-    report: Callable[[str], None],
-) -> ParityRecord:
-    """Run an engine under its temporary path, its spec beside it, and compare it with PyTorch.
-
-    Returns:
-        What was measured, for the spec.
-
-    Raises:
-        ParityError: If its answers differ beyond the budget, or the images cannot show it.
-        BackendError: If it cannot be run.
-    """
-    model, trained = load_checkpoint(checkpoint)
-    frames = verification_frames(verification.images, trained, spec.size, spec.tiles)
-    report(f"comparing the engine with PyTorch on {len(frames.images)} {frames.source}")
-    reference = open_reference(model, trained, spec)
-    with load(staged, device=device) as candidate:
-        parity = compare(reference, candidate, frames)
-    budget = verification.budget(spec.precision)
-    check_sight(parity, spec.artifact.file)
-    check_parity(parity, budget, spec.artifact.file)
-    return parity.record(spec.artifact.file, frames.source, budget)
-
-
-def carry_parity(source: ModelSpec) -> ParityRecord:
-    """Return the record of an ONNX file for an engine that cannot be run here.
-
-    Its ``compared`` keeps the name of the ONNX file, so that the engine's spec does not claim that
-    the engine itself was compared.
-
-    Raises:
-        ExportError: If the ONNX file was not compared either.
-    """
-    if source.parity is None:
-        raise ExportError(
-            f"{source.artifact.file}: it was never compared with PyTorch, and the engine cannot be "
-            "run here. Export it with destseg-export, which compares it."
-        )
-    return source.parity
-
-
-def find_checkpoint(onnx: Path, source: ModelSpec, given: Path | None) -> Path:
-    """Return the checkpoint that an ONNX file was exported from.
-
-    Raises:
-        ExportError: If it is missing, or the file found is not that checkpoint.
-    """
-    path = given or onnx.with_name(source.checkpoint.file)
-    if not path.is_file():
-        raise ExportError(
-            f"{path}: no such file. An engine is compared with the checkpoint it was made from; "
-            "name it with --checkpoint."
-        )
-    found = sha256(path)
-    if found != source.checkpoint.sha256:
-        raise ExportError(
-            f"{path}: its content (sha256 {found[:12]}) is not what {onnx.name} was exported from "
-            f"({source.checkpoint.file}, sha256 {source.checkpoint.sha256[:12]}). Name that one "
-            "with --checkpoint, or export again."
-        )
-    return path

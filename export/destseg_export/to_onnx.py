@@ -30,6 +30,7 @@ from destseg_deploy.models.half import fold_batch_norms
 from destseg_deploy.models.inference import served_graph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.predictor import Predictor
+from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.ort.runtime import OrtRuntime
 from destseg_deploy.spec import (
     BatchRange,
@@ -54,6 +55,7 @@ from destseg_export.half.ranges import check_activations, measure_activations
 from destseg_export.parity import (
     BUDGETS,
     Verification,
+    answer,
     check_parity,
     check_sight,
     compare,
@@ -163,10 +165,11 @@ def export_onnx(
     report(f"tracing {checkpoint.name}")
     proto = trace(model, spec, chosen.opset or OLDEST_OPSETS[precision])
     frames = verification_frames(verified.images, trained, spec.size, spec.tiles)
-    reference = open_reference(model, trained, spec)
+    report(f"comparing with PyTorch on {len(frames.images)} {frames.source}")
+    wanted = answer(open_reference(model, trained, spec), frames)
     if precision != "fp32":
         proto, made = to_half(proto, precision)
-        _check_unrounded(undo(proto, made.originals), spec, reference, frames, output.name)
+        _check_unrounded(undo(proto, made.originals), spec, wanted, frames, output.name)
         spec = replace(spec, precision=precision, half=made.record())
         _stamp_contract(proto, spec)
         _report_half(made, report)
@@ -176,9 +179,8 @@ def export_onnx(
         spec.write(staged)
         if precision != "fp32":
             spec = _check_range(proto, spec, frames.images, report)
-        report(f"comparing with PyTorch on {len(frames.images)} {frames.source}")
         with _candidate(proto, staged, spec, frames.images) as candidate:
-            parity = compare(reference, candidate, frames)
+            parity = compare(wanted, candidate, frames)
         check_sight(parity, output.name)
         check_parity(parity, allowed, output.name)
         rounding = None if precision == "fp32" else f"emulated {precision}"
@@ -202,13 +204,13 @@ def _check_asked(spec: ModelSpec, name: str) -> None:
 def _check_unrounded(
     proto: onnx.ModelProto,
     spec: ModelSpec,
-    reference: Predictor,
+    wanted: Prediction,
     frames: Frames,
     name: str,
 ) -> None:
     """Compare a half graph before its rounding, which hides what float32's does not."""
     with open_graph(proto, spec, emulated=False) as unrounded:
-        parity = compare(reference, unrounded, frames)
+        parity = compare(wanted, unrounded, frames)
     check_sight(parity, name)
     check_parity(parity, BUDGETS["fp32"], f"{name} in fp32")
 

@@ -16,6 +16,7 @@ from destseg_export.parity import (
     UNFUSED,
     Parity,
     Verification,
+    answer,
     check_parity,
     compare,
     measure_parity,
@@ -40,8 +41,8 @@ class Altered:
 
 
 def _parity(change, frames) -> Parity:
-    reference = Predictor(FakeRuntime(fake_spec(64, 64)))
-    return compare(reference, Predictor(Altered(change)), list(frames))
+    wanted = answer(Predictor(FakeRuntime(fake_spec(64, 64))), frames)
+    return compare(wanted, Predictor(Altered(change)), list(frames))
 
 
 def test_the_same_answers_pass(frames):
@@ -121,8 +122,8 @@ def test_an_artifact_that_fails_on_single_images_only_is_seen(frames):
         wrong = np.abs(maps - np.float32(0.01))  # stays in [0, 1]
         return Prediction(wrong if len(maps) == 1 else maps, scores)
 
-    reference, candidate = Predictor(FakeRuntime(fake_spec(64, 64))), Predictor(Altered(alone))
-    parity = compare(reference, candidate, list(frames))
+    wanted = answer(Predictor(FakeRuntime(fake_spec(64, 64))), frames)
+    parity = compare(wanted, Predictor(Altered(alone)), list(frames))
     assert parity.count == len(frames)
     assert parity.control > 0.1
     with pytest.raises(ParityError, match=r"from the graph before the fusions on 3 .*--without"):

@@ -62,7 +62,7 @@ LINES = [line for line in command_lines() if not any(re.search(k, line) for k in
 
 
 @pytest.fixture(scope="module")
-def workshop(checkpoint, onnx_artifact, tmp_path_factory) -> Path:
+def workshop(checkpoint, tiny_artifact, tmp_path_factory) -> Path:
     """What the pages talk of: folders of parts, a list, categories, artifacts."""
     root = tmp_path_factory.mktemp("workshop")
     cable = write_sample(root / "data", size=64, train=6, good=3, per_defect=1)
@@ -103,10 +103,10 @@ def workshop(checkpoint, onnx_artifact, tmp_path_factory) -> Path:
         folder.mkdir()
         for source, name in (
             (checkpoint, "cable.safetensors"),
-            (onnx_artifact, "cable-fp32.onnx"),
-            (onnx_artifact, "parts-fp32.onnx"),
-            (onnx_artifact, "cable-fused.onnx"),
-            (onnx_artifact, "cable-int8.onnx"),
+            (tiny_artifact, "cable-fp32.onnx"),
+            (tiny_artifact, "parts-fp32.onnx"),
+            (tiny_artifact, "cable-fused.onnx"),
+            (tiny_artifact, "cable-int8.onnx"),
         ):
             os.link(source, folder / name)
             shutil.copy(spec_path(source), spec_path(folder / name))

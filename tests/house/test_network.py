@@ -22,29 +22,29 @@ COMMANDS = {
     "--batch-size 2 --steps 2,2 --teacher random",
     "threshold": "destseg-threshold {out}/cable.safetensors --normal {data}/cable/test/good",
     "export": "destseg-export --checkpoint {checkpoint} --output {out} --top-k 5 {few}",
-    "inspect": "destseg-export inspect {onnx}",
-    "inspect by destseg": "destseg inspect {onnx}",
+    "inspect": "destseg-export inspect {tiny}",
+    "inspect by destseg": "destseg inspect {tiny}",
     "fuse": "destseg-export fuse {onnx} --output {out}/cable-fused.onnx {few}",
-    "cpp": "destseg-export cpp {onnx} {out}/project",
-    "repository": "destseg-export repository {onnx} {out}/repository --any-size",
+    "cpp": "destseg-export cpp {tiny} {out}/project",
+    "repository": "destseg-export repository {tiny} {out}/repository --any-size",
     # The random network may be refused as guessing, behind its first inference; that is status 1.
     "quantize": "destseg-export quantize {onnx} --normal {out}/data/cable/train/good --images 12 "
     "--output {out}/cable-int8.onnx || [ $? = 1 ]",
-    "predict": "destseg-predict {onnx} {data}/cable/test --output {out}/predictions",
+    "predict": "destseg-predict {tiny} {data}/cable/test --output {out}/predictions",
     "predict with pytorch": "destseg-predict {checkpoint} {data}/cable/test --output {out}/torch",
-    "predict with openvino": "destseg-predict {onnx} {data}/cable/test --output {out}/openvino "
+    "predict with openvino": "destseg-predict {tiny} {data}/cable/test --output {out}/openvino "
     "--backend openvino",
-    "predict an archive": "destseg-predict {onnx} {data}/cable/test --format parquet "
+    "predict an archive": "destseg-predict {tiny} {data}/cable/test --format parquet "
     "--output {out}/archive",
-    "evaluate": "destseg-evaluate {onnx} --data {data} --output {out}/report",
-    "report": "destseg-report {onnx} --data {data} --output {out}/report.html",
+    "evaluate": "destseg-evaluate {tiny} --data {data} --output {out}/report",
+    "report": "destseg-report {tiny} --data {data} --output {out}/report.html",
     # It serves until a signal ends it, with the status of that signal.
-    "page": "destseg-page {onnx} --port 0 & sleep 8; kill -TERM $!; wait $!; test $? = 143",
+    "page": "destseg-page {tiny} --port 0 & sleep 8; kill -TERM $!; wait $!; test $? = 143",
     "agreement": "destseg-bench agreement {checkpoint} {onnx} --data {data}/cable",
     "latency": "destseg-bench latency {checkpoint} {onnx} --images {data}/cable/test "
     "--rounds 1 --warmup 1",
-    "layers": "destseg-bench layers {onnx} --images {data}/cable/test --runs 1",
-    "tune": "destseg tune {onnx} --images {data}/cable/test --rounds 6",
+    "layers": "destseg-bench layers {tiny} --images {data}/cable/test --runs 1",
+    "tune": "destseg tune {tiny} --images {data}/cable/test --rounds 6",
     "nncf": "{python} -c 'from destseg_deploy.runtime.offline import import_nncf; import_nncf()'",
 }
 NEEDS = {
@@ -68,7 +68,7 @@ def out(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_asks_nothing_of_the_network(
-    name, watched, out, checkpoint, onnx_artifact, category
+    name, watched, out, checkpoint, onnx_artifact, tiny_artifact, category
 ):
     pytest.importorskip(NEEDS.get(name, "torch"))
     command = COMMANDS[name].format(
@@ -77,6 +77,7 @@ def test_a_command_asks_nothing_of_the_network(
         few=f"--verify-images {category / 'test/good'}",  # it draws 16 without
         checkpoint=checkpoint,
         onnx=onnx_artifact,
+        tiny=tiny_artifact,
         python="python",
     )
     done = watched.run(f"{BIN}/{command}")

@@ -38,6 +38,7 @@ from destseg_export.engine.builder import (
     current,
     serialize,
 )
+from destseg_export.engine.comparison import carry_parity, compare_engine, find_checkpoint
 from destseg_export.engine.layers import (
     Convolutions,
     check_precision,
@@ -50,9 +51,6 @@ from destseg_export.engine.site import AHEAD, Site, open_site
 from destseg_export.graph.architecture import architecture_hash
 from destseg_export.parity import (
     Verification,
-    carry_parity,
-    compare_engine,
-    find_checkpoint,
 )
 
 TIMING = "tensorrt.timing"

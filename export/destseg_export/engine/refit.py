@@ -28,9 +28,10 @@ from destseg_deploy.spec import EngineRecord, ModelSpec, check_output
 from destseg_export.cutting import Cut
 from destseg_export.engine.build import key_of, write_engine
 from destseg_export.engine.builder import Report, current
+from destseg_export.engine.comparison import compare_engine, find_checkpoint
 from destseg_export.engine.site import Site
 from destseg_export.graph.architecture import architecture_hash, weight_differences
-from destseg_export.parity import Verification, compare_engine, find_checkpoint
+from destseg_export.parity import Verification
 from destseg_export.to_onnx import OnnxOptions, export_onnx
 
 TOLD = 3

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec, ParityRecord
-from destseg_export import parity as engine_parity
-from destseg_export.engine import refit
+from destseg_export import parity
+from destseg_export.engine import comparison, refit
 from destseg_export.engine import site as engine_site
 from destseg_export.frames import Frames
 from tests.fakes.device import FakeDevice
@@ -108,10 +108,10 @@ class GpuMachine:
         for module in (engine_site, refit):
             monkeypatch.setattr(module, "open_device", self._open_device)
             monkeypatch.setattr(module, "load_library", lambda builder: self.library)
-        monkeypatch.setattr(engine_parity, "load_checkpoint", self._load_checkpoint)
-        monkeypatch.setattr(engine_parity, "PyTorchRuntime", lambda model, spec: FakeRuntime(spec))
-        monkeypatch.setattr(engine_parity, "verification_frames", frames)
-        monkeypatch.setattr(engine_parity, "load", self._load)
+        monkeypatch.setattr(comparison, "load_checkpoint", self._load_checkpoint)
+        monkeypatch.setattr(parity, "PyTorchRuntime", lambda model, spec: FakeRuntime(spec))
+        monkeypatch.setattr(comparison, "verification_frames", frames)
+        monkeypatch.setattr(comparison, "load", self._load)
 
     def _open_device(self, device: str) -> FakeDevice:
         self.device.closed = False
