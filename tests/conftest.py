@@ -135,6 +135,13 @@ def onnx_artifact(checkpoint, tmp_path_factory, pytestconfig) -> Path:
 
 
 @pytest.fixture
+def own_tiny(tiny_artifact, tmp_path) -> Path:
+    """A copy of the artifact of a few bytes, which is one test's alone."""
+    shutil.copytree(tiny_artifact.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / tiny_artifact.name
+
+
+@pytest.fixture
 def artifact(onnx_artifact, tmp_path) -> Path:
     """A copy of the exported model, which is one test's alone."""
     shutil.copytree(onnx_artifact.parent, tmp_path, dirs_exist_ok=True)
@@ -174,10 +181,10 @@ def tiled_artifact(checkpoint, tmp_path_factory, pytestconfig) -> Path:
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory) -> Path:
     """An artifact of a few bytes for frames of any size, with maps of 64 x 64 pixels."""
-    from tests.tiny import write_packing_model
+    from tests.tiny import stamp, write_packing_model
 
     path = tmp_path_factory.mktemp("tiny") / "cable-fp32.onnx"
-    write_packing_model(path, NETWORK, category="cable")
+    stamp(path, write_packing_model(path, NETWORK, category="cable"))
     return path
 
 

@@ -15,6 +15,7 @@ from destseg_deploy.spec import (
     OutputSpec,
     Threshold,
 )
+from destseg_deploy.spec.contract import KEY, contract_of
 
 
 def spec_of(path: Path, kind: str, size: tuple[int, int], **changes) -> ModelSpec:
@@ -62,6 +63,15 @@ def write_packing_model(path: Path, size: tuple[int, int], **changes) -> ModelSp
     spec = spec_of(path, "onnx", size, **changes)
     spec.write(path)
     return spec
+
+
+def stamp(path: Path, spec: ModelSpec) -> None:
+    """Let an ONNX file say of itself what its spec says, as an export does."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {KEY: contract_of(spec.as_entries())})
+    onnx.save(model, path)
+    replace(spec, artifact=FileRecord.of(path)).write(path)
 
 
 def write_graph(path: Path, nodes: list, size: tuple[int, int], constants: list) -> None:

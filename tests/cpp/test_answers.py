@@ -101,9 +101,9 @@ def test_an_edited_threshold_is_named_as_such(library, packing, tmp_path):
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_spec_that_the_file_contradicts_is_refused(
-    library, onnx_artifact, tmp_path, name, backend
+    library, tiny_artifact, tmp_path, name, backend
 ):
-    path = copied(onnx_artifact, tmp_path, CHANGES[name])
+    path = copied(tiny_artifact, tmp_path, CHANGES[name])
     assert f"says of itself that its {name} is " in refusal(library, path, backend)
 
 

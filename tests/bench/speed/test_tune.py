@@ -62,7 +62,7 @@ def test_streams_are_tried_where_several_cameras_ask_openvino(monkeypatch):
     assert not any(one.streams for one in _variations(DEFAULT, 4))
 
 
-def test_all_cameras_ask_at_the_same_time(artifact, images, monkeypatch):
+def test_all_cameras_ask_at_the_same_time(own_tiny, images, monkeypatch):
     """Each call waits for the other ones; one after another, they would wait in vain."""
     meeting = Barrier(3, timeout=30)
     timed(monkeypatch, lambda name: 1.0)
@@ -74,28 +74,28 @@ def test_all_cameras_ask_at_the_same_time(artifact, images, monkeypatch):
 
     monkeypatch.setattr(module, "BACK_ENDS", (DEFAULT,))
     monkeypatch.setattr(OrtRuntime, "infer", ask)
-    found, _ = tune(artifact, images, rounds=8, cameras=3)
+    found, _ = tune(own_tiny, images, rounds=8, cameras=3)
     assert found.measured.cameras == 3
-    assert ", 3 cameras: onnxruntime" in tune_table(artifact, found, []).text()
+    assert ", 3 cameras: onnxruntime" in tune_table(own_tiny, found, []).text()
 
 
-def test_the_fastest_back_end_is_tried_with_other_threads(artifact, images, monkeypatch):
+def test_the_fastest_back_end_is_tried_with_other_threads(own_tiny, images, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setattr(module, "allowed_cores", lambda: [0, 1])
     times = {"onnxruntime": 20.0, "openvino": 10.0, "openvino, 1 thread": 8.0}
     timed(monkeypatch, lambda name: times.get(name, 30.0))
-    found, trials = tune(artifact, images, rounds=8)
+    found, trials = tune(own_tiny, images, rounds=8)
     assert found.choice == Choice("openvino", threads=1)
     assert found.measured.times_faster == pytest.approx(20 / 8)
     assert found.measured.milliseconds == pytest.approx(8 * 1.05)
     second = {one.choice for one in trials if one.stage == "threads"}
     assert second == {DEFAULT, OTHER, *_variations(OTHER)}
-    text = tune_table(artifact, found, trials).text()
+    text = tune_table(own_tiny, found, trials).text()
     assert "2.50 times as fast as without options (8.4 ms instead of 21.0 ms)" in text
     assert text.count("taken") == 1
 
 
-def test_a_precision_beyond_its_budget_does_not_compete(artifact, images, monkeypatch):
+def test_a_precision_beyond_its_budget_does_not_compete(own_tiny, images, monkeypatch):
     pytest.importorskip("openvino")
 
     def refuse(found, precision, name):
@@ -104,33 +104,33 @@ def test_a_precision_beyond_its_budget_does_not_compete(artifact, images, monkey
 
     monkeypatch.setattr(module, "check_difference", refuse)
     timed(monkeypatch, lambda name: 1.0 if "bf16" in name else 2.0)
-    found, trials = tune(artifact, images, rounds=8)
+    found, trials = tune(own_tiny, images, rounds=8)
     assert found.choice == DEFAULT
     reasons = [one.skipped for one in trials if one.choice == BF16]
     assert reasons in (["openvino, bf16: too far"], [r for r in reasons if "compute" in r])
 
 
-def test_an_int8_artifact_may_round_otherwise_in_another_back_end(artifact):
-    spec = ModelSpec.read(artifact)
+def test_an_int8_artifact_may_round_otherwise_in_another_back_end(own_tiny):
+    spec = ModelSpec.read(own_tiny)
     int8 = replace(spec, precision="int8")
     assert [budget_of(one, int8) for one in BACK_ENDS] == ["bf16"] * 3
     assert [budget_of(one, spec) for one in BACK_ENDS] == ["fp32", "fp32", "bf16"]
 
 
-def test_what_cannot_be_tuned_is_refused(checkpoint, artifact, images):
+def test_what_cannot_be_tuned_is_refused(checkpoint, own_tiny, images):
     with pytest.raises(BackendError, match=r"expected an \.onnx or \.xml"):
         tune(checkpoint, images)
     with pytest.raises(DataError, match="1 images, expected at least 2"):
-        tune(artifact, images[:1])
+        tune(own_tiny, images[:1])
 
 
-def test_the_command_writes_what_load_follows(artifact, category):
+def test_the_command_writes_what_load_follows(own_tiny, category):
     """Real calls in both back ends; which of them wins is this machine's affair."""
-    words = [str(artifact), "--images", str(category / "test"), "--rounds", "6"]
+    words = [str(own_tiny), "--images", str(category / "test"), "--rounds", "6"]
     done = CliRunner().invoke(command, words)
     assert done.exit_code == 0, done.output
-    backend, options = tuned(artifact)
-    written = json.loads(artifact.with_name("cable-fp32.tuning.json").read_text())
+    backend, options = tuned(own_tiny)
+    written = json.loads(own_tiny.with_name("cable-fp32.tuning.json").read_text())
     assert written["choice"]["backend"] == backend
     assert written["choice"]["threads"] == options.threads
     assert written["measured"]["milliseconds"] > 0
