@@ -58,6 +58,7 @@ def open_session(proto: onnx.ModelProto, wanted: Sequence[str], threads: int = 0
     """Return a function from images, uint8 (N, H, W, 3), to the values asked for.
 
     A graph of fixed batch is given as many copies as it takes, and the first answers returned.
+    The function raises ExportError where ONNX Runtime fails.
 
     Args:
         proto: The graph; it stays as it is.
@@ -81,9 +82,7 @@ def open_session(proto: onnx.ModelProto, wanted: Sequence[str], threads: int = 0
             providers=["CPUExecutionProvider"],
         )
     except Exception as error:  # its errors share no base class
-        refuse_shortage(error, "the graph")
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(f"ONNX Runtime refuses the graph ({reason}). Export it again.") from error
+        raise _failure("refuses", error) from error
     (image,) = session.get_inputs()
     fixed = image.shape[0] if isinstance(image.shape[0], int) else None
 
@@ -91,10 +90,19 @@ def open_session(proto: onnx.ModelProto, wanted: Sequence[str], threads: int = 0
         count = len(images)
         if fixed is not None and count < fixed:
             images = np.concatenate([images, np.repeat(images[:1], fixed - count, axis=0)])
-        found = session.run(list(wanted), {image.name: np.ascontiguousarray(images)})
+        try:
+            found = session.run(list(wanted), {image.name: np.ascontiguousarray(images)})
+        except Exception as error:
+            raise _failure("fails on", error) from error
         return [values[:count] for values in found]
 
     return run
+
+
+def _failure(does: str, error: Exception) -> ExportError:
+    refuse_shortage(error, "the graph")
+    reason = " ".join(str(error).split())[:200]
+    return ExportError(f"ONNX Runtime {does} the graph ({reason}). Export it again.")
 
 
 def _with_outputs(proto: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from destseg_deploy.errors import ExportError
 from destseg_deploy.runtime.int8_kernels import EXACT
 from destseg_export.graph.run import open_session
 
@@ -47,3 +48,17 @@ def test_exact_kernels_are_asked_for_where_sums_would_be_wrong(monkeypatch, quan
     images = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     (found,) = run(images)
     assert np.abs(found - images).max() <= (1 if quantised else 0)
+
+
+def test_what_onnx_runtime_refuses_or_fails_on_is_one_line():
+    """A gather of an index that the images lead out of fails in the run, not before."""
+    made = graph(quantised=False)
+    made.graph.node[1].CopyFrom(helper.make_node("Gather", ["x", "index"], ["y"], axis=0))
+    made.graph.initializer.append(numpy_helper.from_array(np.array([3]), "index"))
+    run = open_session(made, ["y"])
+    assert run(np.zeros((4, 2, 2, 3), np.uint8))[0].shape == (1, 2, 2, 3)
+    with pytest.raises(ExportError, match=r"ONNX Runtime fails on the graph \(.*indices.*\)\. Exp"):
+        run(np.zeros((1, 2, 2, 3), np.uint8))
+    made.graph.node[1].op_type = "NoSuchOperator"
+    with pytest.raises(ExportError, match=r"ONNX Runtime refuses the graph \(.*\)\. Export it"):
+        open_session(made, ["y"])
