@@ -11,13 +11,12 @@ NEWER ?= python3.12
 
 .PHONY: install builders demo gpu docs test test-deploy test-bench test-cpp test-export test-house test-ray test-arm64 test-gcc9 test-newer test-triton lint types house format clean
 
-# --no-compile: pip takes twice as long to compile 13,000 files, of which Python compiles those that it imports.
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev]'
 	touch $@
 
 # What builds and runs on a CPU beside ONNX Runtime: TensorRT-RTX (builds engines without a GPU),
@@ -30,7 +29,7 @@ PINNED_ORT := onnxruntime==1.32.0
 builders: $(VENV)/.builders
 
 $(VENV)/.builders: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev,rtx,openvino,nncf]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[all,dev,rtx,openvino,nncf]'
 	for release in $(BINDINGS); do $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/bindings $$release || exit 1; done
 	-$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/onnxruntimes $(OLDEST_ORT)
 	-$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/onnxruntimes --platform win_amd64 --python-version 3.11 --only-binary :all: $(PINNED_ORT)
@@ -86,7 +85,7 @@ test-ray: $(VENV)/.ray
 
 $(VENV)/.ray: setup.cfg constraints.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(VENV)/ray
-	$(VENV)/ray/bin/pip install --quiet --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ray,onnxruntime,train]' onnx pytest
+	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ray,onnxruntime,train]' onnx pytest
 	touch $@
 
 # cpp/ for Linux on ARM, under qemu. As root: apt-get install cmake g++-aarch64-linux-gnu qemu-user-static.
@@ -114,7 +113,7 @@ test-newer: $(VENV)/.newer
 
 $(VENV)/.newer: setup.cfg constraints.txt $(VENV)/.installed
 	$(NEWER) -m venv $(VENV)/newer
-	$(VENV)/newer/bin/pip install --quiet --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt numpy opencv-python-headless Pillow click pytest
+	$(VENV)/newer/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt numpy opencv-python-headless Pillow click pytest
 	touch $@
 
 # A real Triton server, from NVIDIA's wheel: parity, batches, an update under load (see the test). Its
@@ -129,7 +128,7 @@ $(VENV)/.triton: $(VENV)/.installed
 	$(BIN)/python -m zipfile -e $(VENV)/triton/*.whl $(VENV)/triton/server
 	cd $(VENV)/triton/server/pytriton/tritonserver && cp python_backend_stubs/$$($(abspath $(BIN))/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/* backends/python/ && chmod +x bin/tritonserver backends/python/triton_python_backend_stub
 	$(PYTHON) -m venv $(VENV)/triton/venv
-	$(VENV)/triton/venv/bin/pip install --quiet --no-compile --disable-pip-version-check $(PIP_OPTIONS) 'numpy<2' onnxruntime==1.32.0
+	$(VENV)/triton/venv/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) 'numpy<2' onnxruntime==1.32.0
 	touch $@
 
 lint: install
@@ -151,7 +150,7 @@ docs: $(VENV)/.docs
 	@echo "Open site/index.html"
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[docs]'
 	touch $@
 
 # How large, how tangled and how well explained the source is. With BEFORE, the checkout of an earlier
