@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.models.destseg import DeSTSeg
-from destseg_deploy.models.half import to_half
+from destseg_deploy.models.half import half_graph
 from destseg_deploy.models.inference import InferenceGraph, StudentTeacherGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.options import TorchOptions
@@ -29,17 +29,6 @@ _SWITCH = threading.Lock()
 
 _RAN_IN: set[int] = set()
 """Processes in which PyTorch has computed: this one, and those that it was forked from."""
-
-
-def half_graph(model: DeSTSeg, spec: ModelSpec, precision: str) -> InferenceGraph:
-    """Return the served graph in half precision with channels last, where half is fastest.
-
-    Raises:
-        WeightsError: If half cannot hold a weight.
-    """
-    half = to_half(model, precision)
-    graph = served_graph(half, spec)
-    return graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # not in its stub
 
 
 class PyTorchRuntime:

@@ -422,16 +422,15 @@ def open_reference(model: DeSTSeg, trained: ModelSpec, spec: ModelSpec) -> Predi
         trained: The checkpoint's spec.
         spec: The artifact's, whose tiles, region and score the checkpoint need not have.
     """
-    output = replace(trained.output, top_k=spec.output.top_k)
-    if spec.tiling is None and spec.region is None:
-        return Predictor(PyTorchRuntime(model, replace(trained, output=output)))
-    height, width = spec.working_size
-    one = BatchRange(1, 1, 1)  # the tiles of one large frame fill the memory
-    as_served = replace(
-        trained,
-        input=replace(spec.input, batch=one) if spec.tiling else spec.input,
-        output=replace(output, height=height, width=width),
-        tiling=spec.tiling,
-        region=spec.region,
-    )
-    return Predictor(PyTorchRuntime(model, as_served))
+    served = replace(trained, output=replace(trained.output, top_k=spec.output.top_k))
+    if spec.tiling is not None or spec.region is not None:
+        height, width = spec.working_size
+        one = BatchRange(1, 1, 1)  # the tiles of one large frame fill the memory
+        served = replace(
+            served,
+            input=replace(spec.input, batch=one) if spec.tiling else spec.input,
+            output=replace(served.output, height=height, width=width),
+            tiling=spec.tiling,
+            region=spec.region,
+        )
+    return Predictor(PyTorchRuntime(model, served))

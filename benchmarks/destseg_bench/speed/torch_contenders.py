@@ -20,12 +20,11 @@ from torch import Tensor
 from destseg_bench.timing import Call, Contender
 from destseg_deploy.errors import BackendError
 from destseg_deploy.models.destseg import DeSTSeg, upsample
-from destseg_deploy.models.half import HALVES
+from destseg_deploy.models.half import HALVES, half_graph
 from destseg_deploy.models.inference import normalize_pixels, served_graph, top_k_mean
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.options import TorchOptions
 from destseg_deploy.runtime.base import Prediction
-from destseg_deploy.runtime.torch_runtime import half_graph
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.training.precision import pick_device, require_compiler
 

@@ -18,6 +18,7 @@ import onnx
 from destseg_deploy.errors import ExportError
 from destseg_deploy.files import scratch
 from destseg_deploy.models.weights import load_checkpoint
+from destseg_deploy.runtime.trt.library import letting_go
 from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec
 from destseg_export.engine.builder import (
     ParsedNetwork,
@@ -105,6 +106,7 @@ def _row(path: Path, spec: ModelSpec, site: Site) -> dict[str, Any]:
         return {**head, "targets": list(site.targets), "refused": str(error)}
 
 
+@letting_go()
 def measure_build(path: Path, spec: ModelSpec, site: Site) -> dict[str, Any]:
     """Parse and build one graph; see ``study_builds``.
 

@@ -1,5 +1,6 @@
 """build_engine on a machine with a (fake) GPU and TensorRT: order, proof, gate, whole files."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from destseg_export.engine.options import BuildOptions
 from destseg_export.engine.site import Site
 from destseg_export.parity import BUDGETS
 from tests.export.engine.cases import GpuMachine, Off, tiny_graph, write_model
+from tests.fakes import tensorrt_builder
 from tests.fakes.device import FakeDevice
 from tests.fakes.tensorrt_builder import BuilderFlag, MemoryPoolType
 from tests.unchanged import unchanged
@@ -297,3 +299,44 @@ def test_a_builder_that_does_not_start_says_so(monkeypatch, model, engine):
     machine.library.Builder = start
     with pytest.raises(ExportError, match=r"TensorRT 11\.4\.0\.106 does not start: pybind11"):
         build_engine(model, engine)
+
+
+def of_tensorrt() -> list[str]:
+    """Return the kinds of a fake TensorRT's objects that are alive."""
+    kinds = [type(one) for one in gc.get_objects()]
+    return sorted(
+        kind.__name__
+        for kind in kinds
+        if kind.__module__ == tensorrt_builder.__name__
+        and kind.__name__ in ("Builder", "OnnxParser", "Runtime", "Engine")
+    )
+
+
+@pytest.mark.parametrize("stage", ["parse", "build", "open", "count", "progress"])
+def test_an_error_keeps_nothing_of_tensorrts(stage, machine, tmp_path, engine):
+    """Freed later, by the collector, it waits for a lock that the next builder's maker holds."""
+    extra = "NonZero" if stage == "parse" else ""
+    model = write_model(tmp_path / "m", graph=tiny_graph(half=True, extra=extra))
+    library = machine.library
+    if stage == "build":
+        library.fail = "no reason"
+    elif stage == "open":
+        library.refused = "engine"
+    elif stage == "count":
+        library.half_word = "Float"
+
+    def progress(name, share):
+        if stage == "progress":
+            raise ExportError("stopped")
+
+    gc.collect()
+    assert of_tensorrt() == []
+    gc.disable()
+    try:
+        with pytest.raises(ExportError) as kept:
+            build_engine(model, engine, progress=progress)
+        kept.value.itself = kept  # a cycle, as a variable of a frame of the traceback makes it
+        library.configs.clear()
+        assert of_tensorrt() == []
+    finally:
+        gc.enable()

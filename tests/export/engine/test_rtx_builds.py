@@ -1,6 +1,9 @@
 """TensorRT-RTX itself builds the exported graphs, without a GPU, and refuses as it should."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,6 +21,7 @@ from destseg_export.studies.builds import measure_build, write_graph
 from tests.export.engine.cases import tiny_graph, write_model
 from tests.unchanged import unchanged
 
+ROOT = Path(__file__).resolve().parents[3]
 TARGETS = ("sm_86", "sm_89")
 
 
@@ -202,6 +206,43 @@ def test_an_unsupported_operator_gives_the_clear_error(graph, said, engine, tmp_
     with unchanged(tmp_path), pytest.raises(ExportError) as refusal:
         build_engine(model, engine, options=BuildOptions(targets=TARGETS))
     assert str(refusal.value) == f"cable-fp16.onnx: TensorRT-RTX cannot read it: {said}"
+
+
+KEPT = """
+import gc, sys
+from pathlib import Path
+from destseg_deploy.errors import ExportError
+from destseg_deploy.runtime.trt.library import load_library
+from destseg_export.engine.build import build_engine
+from destseg_export.engine.options import BuildOptions
+
+def refused():
+    try:
+        build_engine(Path(sys.argv[1]), Path(sys.argv[2]), options=BuildOptions(targets=("86",)))
+    except ExportError as error:
+        kept = error  # a cycle: the error, its traceback, this frame, the error
+
+library = load_library("tensorrt-rtx")
+
+class Collecting(library.ILogger):
+    def __init__(self):
+        library.ILogger.__init__(self)
+
+    def log(self, severity, message):
+        gc.collect()
+
+refused()
+library.Builder(Collecting())
+print("made")
+"""
+
+
+def test_a_refused_build_does_not_stop_the_next_one(engine, tmp_path):
+    """The collector freed the first builder while the second was made, which waited for ever."""
+    model = write_model(tmp_path, graph=tiny_graph(half=True, extra="NonZero"))
+    command = [sys.executable, "-c", KEPT, str(model), str(engine)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.split() == ["made"], done.stderr
 
 
 def test_a_spec_of_another_input_is_refused(engine, tmp_path):
