@@ -151,7 +151,7 @@ def test_a_broken_half_is_refused(benign, category, monkeypatch):
         made.teacher_net.encoder.conv1.weight.data *= 1.5
         return made
 
-    monkeypatch.setattr("destseg_deploy.runtime.torch_runtime.to_half", broken)
+    monkeypatch.setattr("destseg_deploy.models.half.to_half", broken)
     with pytest.raises(ParityError, match="differs from float32"):
         load(benign, options=TorchOptions(precision="fp16", verify_images=category / "test"))
 
