@@ -54,7 +54,8 @@ def half_graph(model: DeSTSeg, spec: ModelSpec, precision: str) -> InferenceGrap
     """
     half = to_half(model, precision)
     graph = served_graph(half, spec)
-    return graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # not in its stub
+    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+    return graph
 
 
 def to_half(model: DeSTSeg, precision: str) -> DeSTSeg:

@@ -12,7 +12,6 @@ way through ``frames.SlotFrames`` into the same input.
 from __future__ import annotations
 
 import threading
-import traceback
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from destseg_deploy.errors import BackendError
 from destseg_deploy.runtime.base import Prediction, check_open
 from destseg_deploy.runtime.cuda.arrays import ALIGNMENT
 from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Stream
+from destseg_deploy.runtime.tracebacks import letting_go
 from destseg_deploy.spec import ModelSpec
 
 KEPT_GRAPHS = 4
@@ -176,14 +176,8 @@ class Slot:
     def launch(self, batch: int, addresses: Addresses | None = None) -> None:
         """Queue the network on a batch, at the slot's own addresses unless others are given."""
         where = addresses or self.addresses
-        with self._gpu.current():
-            try:
-                self._plan(batch, where).launch(where)
-            except BaseException as error:
-                # A traceback keeps its frames and what they name. TensorRT's contexts would be
-                # freed with the error, outside of any CUDA context and maybe after ``close``.
-                traceback.clear_frames(error.__traceback__)
-                raise
+        with self._gpu.current(), letting_go():
+            self._plan(batch, where).launch(where)
 
     def fetch(self, batch: int, *, maps: bool = True) -> None:
         """Queue the copy of the answers to pinned memory: scores, and the maps unless unwanted."""

@@ -8,11 +8,8 @@ while it works is kept, so that our errors can repeat it.
 from __future__ import annotations
 
 import importlib
-import traceback
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from destseg_deploy.errors import BackendError
@@ -64,35 +61,6 @@ def load_library(builder: str) -> ModuleType:
 def library_version(library: ModuleType) -> str:
     """Return the version of a builder's module, such as ``11.4.0.106``."""
     return str(library.__version__)
-
-
-@contextmanager
-def letting_go() -> Iterator[None]:
-    """Let no error of a block or a function keep an object of TensorRT's.
-
-    A traceback keeps its frames, and what they name lives on, maybe until Python's collector finds
-    it. That may run while TensorRT speaks to its logger. The object then waits for a lock that this
-    very thread holds, so the next builder was never made (TensorRT-RTX 1.7). Frames that are left
-    are emptied here. Those that still run, such as a ``with`` block's own, must name no such
-    object.
-    """
-    try:
-        yield
-    except BaseException as error:
-        chained: BaseException | None = error
-        while chained is not None:
-            for frame, _ in traceback.walk_tb(chained.__traceback__):
-                _empty(frame)
-            chained = chained.__cause__ or chained.__context__
-        raise
-
-
-def _empty(frame: FrameType | None) -> None:
-    """Forget the variables of a frame and of its callers, up to the first that still runs."""
-    with suppress(RuntimeError):
-        while frame is not None:
-            frame.clear()
-            frame = frame.f_back
 
 
 def make_messages(library: ModuleType) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 import onnx as onnx_format
 
 from destseg_deploy.errors import ExportError, SpecError
-from destseg_deploy.runtime.trt.library import letting_go
+from destseg_deploy.runtime.tracebacks import letting_go
 from destseg_deploy.runtime.trt.record import engine_record
 from destseg_deploy.spec import (
     EngineRecord,

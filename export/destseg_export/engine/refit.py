@@ -20,8 +20,9 @@ from destseg_deploy.errors import ExportError
 from destseg_deploy.files import sha256
 from destseg_deploy.models.weights import category_of
 from destseg_deploy.runtime.cuda.device import open_device
+from destseg_deploy.runtime.tracebacks import letting_go
 from destseg_deploy.runtime.trt.engine import check_file, check_machine
-from destseg_deploy.runtime.trt.library import letting_go, load_library, make_messages
+from destseg_deploy.runtime.trt.library import load_library, make_messages
 from destseg_deploy.runtime.trt.record import engine_record, rebuild_command
 from destseg_deploy.runtime.trt.refit import read_weights, refit_engine
 from destseg_deploy.spec import EngineRecord, ModelSpec, check_output

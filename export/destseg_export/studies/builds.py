@@ -18,7 +18,7 @@ import onnx
 from destseg_deploy.errors import ExportError
 from destseg_deploy.files import scratch
 from destseg_deploy.models.weights import load_checkpoint
-from destseg_deploy.runtime.trt.library import letting_go
+from destseg_deploy.runtime.tracebacks import letting_go
 from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec
 from destseg_export.engine.builder import (
     ParsedNetwork,

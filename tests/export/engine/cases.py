@@ -1,5 +1,8 @@
 """Tiny models and a machine with a GPU that is none, for tests of what builds engines."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,3 +129,28 @@ class GpuMachine:
         spec.check_artifact(path)
         self.opened.append((path, device))
         return Predictor(self.answers(spec))
+
+
+@contextmanager
+def keeps_nothing(library: Library) -> Iterator[None]:
+    """Make sure that a block's errors keep no object of a fake TensorRT, without the collector."""
+    library.configs.clear()  # the fake's own list
+    gc.collect()
+    assert _alive() == []
+    gc.disable()
+    try:
+        yield
+        library.configs.clear()
+        assert _alive() == []
+    finally:
+        gc.enable()
+
+
+def _alive() -> list[str]:
+    kinds = [type(one) for one in gc.get_objects()]
+    return sorted(
+        kind.__name__
+        for kind in kinds
+        if kind.__module__ == Library.__module__
+        and kind.__name__ in ("Builder", "OnnxParser", "Runtime", "Engine")
+    )

@@ -1,6 +1,5 @@
 """build_engine on a machine with a (fake) GPU and TensorRT: order, proof, gate, whole files."""
 
-import gc
 from dataclasses import replace
 
 import pytest
@@ -12,10 +11,10 @@ from destseg_export.engine import build as to_engine
 from destseg_export.engine.build import build_engine
 from destseg_export.engine.builder import check_options
 from destseg_export.engine.options import BuildOptions
-from destseg_export.engine.site import Site
+from destseg_export.engine.site import Site, open_site
 from destseg_export.parity import BUDGETS
-from tests.export.engine.cases import GpuMachine, Off, tiny_graph, write_model
-from tests.fakes import tensorrt_builder
+from destseg_export.studies.builds import measure_build
+from tests.export.engine.cases import GpuMachine, Off, keeps_nothing, tiny_graph, write_model
 from tests.fakes.device import FakeDevice
 from tests.fakes.tensorrt_builder import BuilderFlag, MemoryPoolType
 from tests.unchanged import unchanged
@@ -301,17 +300,6 @@ def test_a_builder_that_does_not_start_says_so(monkeypatch, model, engine):
         build_engine(model, engine)
 
 
-def of_tensorrt() -> list[str]:
-    """Return the kinds of a fake TensorRT's objects that are alive."""
-    kinds = [type(one) for one in gc.get_objects()]
-    return sorted(
-        kind.__name__
-        for kind in kinds
-        if kind.__module__ == tensorrt_builder.__name__
-        and kind.__name__ in ("Builder", "OnnxParser", "Runtime", "Engine")
-    )
-
-
 @pytest.mark.parametrize("stage", ["parse", "build", "open", "count", "progress"])
 def test_an_error_keeps_nothing_of_tensorrts(stage, machine, tmp_path, engine):
     """Freed later, by the collector, it waits for a lock that the next builder's maker holds."""
@@ -329,14 +317,14 @@ def test_an_error_keeps_nothing_of_tensorrts(stage, machine, tmp_path, engine):
         if stage == "progress":
             raise ExportError("stopped")
 
-    gc.collect()
-    assert of_tensorrt() == []
-    gc.disable()
-    try:
-        with pytest.raises(ExportError) as kept:
-            build_engine(model, engine, progress=progress)
-        kept.value.itself = kept  # a cycle, as a variable of a frame of the traceback makes it
-        library.configs.clear()
-        assert of_tensorrt() == []
-    finally:
-        gc.enable()
+    with keeps_nothing(library), pytest.raises(ExportError) as kept:
+        build_engine(model, engine, progress=progress)
+    assert kept.value.__traceback__ is not None
+
+
+def test_a_build_that_is_measured_keeps_nothing_either(machine, model):
+    machine.library.fail = "no reason"
+    with open_site() as site, keeps_nothing(machine.library):
+        with pytest.raises(ExportError, match="no reason") as kept:
+            measure_build(model, ModelSpec.read(model), site)
+        assert kept.value.__traceback__ is not None

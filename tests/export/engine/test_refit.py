@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from destseg_deploy.errors import BackendError, ExportError, ParityError, SpecError
+from destseg_deploy.errors import BackendError, DestsegError, ExportError, ParityError, SpecError
 from destseg_deploy.spec import ModelSpec, spec_path
 from destseg_deploy.thresholds import by_hand
 from destseg_export.engine import refit as refitting
@@ -15,7 +15,7 @@ from destseg_export.engine.options import BuildOptions
 from destseg_export.engine.refit import check_weights, refit_file
 from destseg_export.parity import Verification
 from destseg_export.to_onnx import OnnxOptions
-from tests.export.engine.cases import GpuMachine, Off, tiny_graph, write_model
+from tests.export.engine.cases import GpuMachine, Off, keeps_nothing, tiny_graph, write_model
 from tests.fakes.device import FakeDevice
 from tests.unchanged import unchanged
 
@@ -195,3 +195,15 @@ def test_an_engine_tensorrt_cannot_open_is_refused(machine, engine, screw, outpu
     machine.library.refused = "engine"
     with unchanged(tmp_path), pytest.raises(ExportError, match=r"cannot open.*magicTag"):
         refit_file(engine, screw, output)
+
+
+@pytest.mark.parametrize("stage", ["weights", "open"])
+def test_an_error_keeps_nothing_of_tensorrts(stage, machine, engine, screw, output):
+    """See ``tracebacks``."""
+    if stage == "weights":
+        machine.library.missing_weights = ["b.weight"]
+    else:
+        machine.library.refused = "engine"
+    with keeps_nothing(machine.library), pytest.raises(DestsegError) as kept:
+        refit_file(engine, screw, output)
+    assert kept.value.__traceback__ is not None
