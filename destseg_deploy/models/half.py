@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from destseg_deploy.errors import WeightsError
 from destseg_deploy.models.destseg import ConvNormRelu, DeSTSeg
@@ -92,6 +91,13 @@ def to_half(model: DeSTSeg, precision: str) -> DeSTSeg:
 def fold_batch_norms(model: nn.Module) -> None:
     """Fold every BatchNorm into the convolution before it, in place.
 
+    y = gamma (w * x + b - mean) / sqrt(variance + epsilon) + beta is one convolution, with
+    s = gamma / sqrt(variance + epsilon)::
+
+        w' = s w        b' = s (b - mean) + beta
+
+    In float32 and in this order, as torch's ONNX exporter folds it, so that both give equal bits.
+
     Raises:
         TypeError: If one is left, which is a fault of this module.
     """
@@ -110,7 +116,12 @@ def fold_batch_norms(model: nn.Module) -> None:
 def _fold(module: nn.Module, conv: str, norm: str) -> None:
     convolution: Any = module.get_submodule(conv)
     batch_norm: Any = module.get_submodule(norm)
-    setattr(module, conv, fuse_conv_bn_eval(convolution, batch_norm))
+    variance = (batch_norm.running_var + batch_norm.eps).double()  # float32's root may be 1 ulp off
+    scale = batch_norm.weight / torch.sqrt(variance).float()
+    bias = torch.zeros_like(scale) if convolution.bias is None else convolution.bias
+    bias = (bias - batch_norm.running_mean) * scale + batch_norm.bias
+    convolution.weight = nn.Parameter(convolution.weight * scale.view(-1, 1, 1, 1), False)
+    convolution.bias = nn.Parameter(bias, False)
     setattr(module, norm, nn.Identity())
 
 

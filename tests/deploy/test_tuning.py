@@ -18,6 +18,11 @@ from destseg_deploy.tuning import Choice, Machine, Measured, Tuning, hold_tuning
 CHOICE = Choice("onnxruntime", threads=1, spinning=False)
 
 
+@pytest.fixture
+def artifact(own_tiny):
+    return own_tiny
+
+
 def write(artifact, choice=CHOICE, **changes):
     found = Tuning(
         format=1,

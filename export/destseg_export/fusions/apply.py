@@ -28,7 +28,6 @@ from destseg_deploy.spec import (
     writing,
 )
 from destseg_export.frames import verification_frames
-from destseg_export.fusions.batch_norms import fold_batch_norms
 from destseg_export.fusions.below_upsampling import (
     move_kernels,
     move_shortcuts,
@@ -55,7 +54,6 @@ from destseg_export.parity import (
 
 FUSIONS: Mapping[str, Fusion] = MappingProxyType(
     {
-        "batch-norms": fold_batch_norms,
         "resizes": fix_resizes,
         "normalization": fold_normalization,
         "stems": join_stems,
@@ -76,9 +74,7 @@ all that move convolutions below a Resize, since it takes the Resize away."""
 
 DEFAULT = tuple(FUSIONS)
 
-FOR_INT8 = (
-    "batch-norms", "normalization", "stems", "products", "pooled-branch", "duplicates", "optimizer",
-)  # fmt: skip
+FOR_INT8 = ("normalization", "stems", "products", "pooled-branch", "duplicates", "optimizer")
 """What pays before quantising.
 
 The others save arithmetic, which costs little in INT8, and put products of matrices and sums in

@@ -23,7 +23,6 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from destseg_deploy.errors import ExportError
 from destseg_deploy.spec import HalfRecord
-from destseg_export.fusions.batch_norms import fold_batch_norms
 from destseg_export.graph.edit import open_model, tidy
 from destseg_export.graph.epsilon import keep_epsilon
 from destseg_export.half.graph_parts import SIZE, split_into_parts
@@ -138,11 +137,6 @@ def to_half(
     _check_request(model, precision, islands)
     # Some versions of the exporter leave constants as nodes, which have no part of the network.
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if refused := fold_batch_norms(model).refused:
-        raise ExportError(
-            f"{refused[0].node}: {refused[0].reason}. Export in fp32, or use the versions of "
-            "constraints.txt."
-        )
     keep_epsilon(model)
     tidy(model)
     parts = split_into_parts(model.graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,22 @@ def test_folding_changes_no_answer(model: DeSTSeg, frames: np.ndarray) -> None:
     assert not any(isinstance(one, nn.BatchNorm2d) for one in folded.modules())
     np.testing.assert_allclose(run(folded, frames), run(model, frames), atol=2e-4)
     assert any(isinstance(one, nn.BatchNorm2d) for one in model.modules()), "a copy was folded"
+
+
+def test_folded_weights_have_the_bits_that_torchs_exporter_gives(model: DeSTSeg) -> None:
+    """It folds with NumPy; exports of before and after would differ otherwise."""
+    folded = copy.deepcopy(model)
+    fold_batch_norms(folded)
+    for place, conv, norm in (("0", "conv1", "bn1"), ("0", "conv2", "bn2"), ("1", "conv1", "bn1")):
+        block: Any = model.get_submodule(f"teacher_net.encoder.layer3.{place}")
+        found: Any = folded.get_submodule(f"teacher_net.encoder.layer3.{place}.{conv}")
+        statistics: Any = block.get_submodule(norm)
+        gamma, beta = statistics.weight.detach().numpy(), statistics.bias.detach().numpy()
+        scale = gamma / np.sqrt(statistics.running_var.numpy() + statistics.eps)
+        weight = block.get_submodule(conv).weight.detach().numpy() * scale[:, None, None, None]
+        bias = (0 - statistics.running_mean.numpy()) * scale + beta
+        assert found.weight.numpy().tobytes() == weight.tobytes()
+        assert found.bias.numpy().tobytes() == bias.tobytes()
 
 
 def test_a_batch_norm_that_nothing_folds_is_named() -> None:

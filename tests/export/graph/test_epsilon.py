@@ -66,7 +66,7 @@ def test_a_pixel_without_features_is_finite_in_an_export(model, onnx_artifact):
 
     dead = copy.deepcopy(model)
     proto = onnx.load(onnx_artifact)
-    last = "model.student_net.decoder_layer1.1.conv2.weight_bias"
+    last = "model.student_net.decoder_layer1.1.conv2.bias"
     bias = next(t for t in proto.graph.initializer if t.name == last)
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - 1e6, last))
     with torch.no_grad():

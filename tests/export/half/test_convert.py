@@ -165,7 +165,7 @@ def test_the_scales_of_a_resize_stay_float32(fp32):
 def test_a_constant_node_is_taken_like_an_initializer(fp32):
     lifted = onnx.ModelProto()
     lifted.CopyFrom(fp32)
-    bias = next(t for t in lifted.graph.initializer if t.name.endswith("res.0.conv1.weight_bias"))
+    bias = next(t for t in lifted.graph.initializer if t.name.endswith("res.0.conv1.bias"))
     node = helper.make_node("Constant", [], [bias.name], "constant", value=bias)
     lifted.graph.initializer.remove(bias)
     lifted.graph.node.insert(0, node)
