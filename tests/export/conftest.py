@@ -29,6 +29,16 @@ def few(category) -> list[Path]:
     return sorted(category.glob("test/good/*"))
 
 
+@pytest.fixture
+def few_drawn(monkeypatch) -> None:
+    """Draw 12 frames beside the images and not 21, where the test is of what happens around."""
+    from destseg_export import frames
+
+    monkeypatch.setattr(frames, "SPOILED", 1)
+    monkeypatch.setattr(frames, "RENDERED", 0)
+    monkeypatch.setattr(frames, "GRAINS", (4, 64))
+
+
 @pytest.fixture(scope="session")
 def camera(checkpoint, few, tmp_path_factory) -> Path:
     """Exported for a camera of 96 x 160 pixels, maps in camera pixels, batches of 2, opset 23."""

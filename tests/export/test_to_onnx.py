@@ -152,6 +152,7 @@ def test_a_wrong_size_or_batch_raises_in_onnx_runtime_too(onnx_artifact):
         session.run(None, {"image": np.zeros((1, 32, 64, 3), np.uint8)})
 
 
+@pytest.mark.usefixtures("few_drawn")
 def test_a_wrong_graph_is_refused_and_leaves_nothing(
     checkpoint, onnx_artifact, few, tmp_path, monkeypatch
 ):
@@ -198,6 +199,7 @@ def test_a_name_without_its_suffix_is_refused_before_the_work(checkpoint, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("few_drawn")
 def test_exporting_again_keeps_a_threshold_that_was_set(
     checkpoint, artifact, camera, few, traced, monkeypatch
 ):
@@ -260,7 +262,7 @@ FP16 = OnnxOptions(batch=BATCH, precision="fp16")
 
 
 @pytest.fixture
-def loose(few) -> Verification:
+def loose(few, few_drawn) -> Verification:
     return Verification(few, SPREAD.anomaly_map, SPREAD.score)
 
 

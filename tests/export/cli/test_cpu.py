@@ -15,7 +15,7 @@ from tests.unchanged import unchanged
 
 
 @pytest.fixture
-def fuse_arguments(onnx_artifact, category) -> list[str]:
+def fuse_arguments(onnx_artifact, category, few_drawn) -> list[str]:
     """The artifact, and three images: without them 16 would be drawn to compare on."""
     return [str(onnx_artifact), "--verify-images", str(category / "test/good")]
 
