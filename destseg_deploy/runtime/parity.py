@@ -64,6 +64,14 @@ def measure_difference(wanted: Prediction, found: Prediction) -> Difference:
     return Difference(*(float(x) for x in (maps.max(), maps.mean(), scores.max(), other.max())))
 
 
+_ADVICE = {
+    "fp32": "Use another back end.",
+    "tf32": "Leave TF32 off.",
+    "fp16": "Use precision 'fp32' or 'bf16'.",
+    "bf16": "Use precision 'fp32'.",
+}
+
+
 def check_difference(found: Difference, precision: str, name: str) -> None:
     """Refuse answers beyond the budget of a precision.
 
@@ -80,7 +88,7 @@ def check_difference(found: Difference, precision: str, name: str) -> None:
             f"{name}: {precision} differs from float32: map by {found.map_max_abs:.2e} (allowed "
             f"{budget.anomaly_map:.0e}), on average by {found.map_mean_abs:.2e} (allowed "
             f"{budget.map_mean:.0e}), score by {found.score_max_abs:.2e} (allowed "
-            f"{budget.score:.0e}). Use precision 'fp32'{', or bf16' * (precision == 'fp16')}."
+            f"{budget.score:.0e}). {_ADVICE[precision]}"
         )
 
 

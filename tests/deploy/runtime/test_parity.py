@@ -9,6 +9,7 @@ from destseg_deploy.data.images import read_image
 from destseg_deploy.errors import DataError, ParityError
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.parity import (
+    check_difference,
     check_runtime,
     measure_difference,
     parity_frames,
@@ -55,8 +56,23 @@ def _one_pixel(maps):
     ],
 )
 def test_what_is_far_is_refused(change):
-    with pytest.raises(ParityError, match=r"fp16 differs from float32: map by .*'fp32', or bf16"):
+    with pytest.raises(ParityError, match=r"fp16 differs from float32: map by .*'fp32' or 'bf16'"):
         check_runtime(FakeRuntime(fake_spec()), Off(change), FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [
+        ("fp32", "Use another back end."),  # "Use precision 'fp32'" was said of fp32
+        ("tf32", "Leave TF32 off."),
+        ("bf16", "Use precision 'fp32'."),
+    ],
+)
+def test_the_advice_is_another_choice_than_the_one_refused(precision, advice):
+    far = measure_difference(*(Prediction(np.full((2, 4, 4), x), np.full(2, x)) for x in (0, 1)))
+    with pytest.raises(ParityError) as refused:
+        check_difference(far, precision, "openvino")
+    assert str(refused.value).endswith(f"). {advice}")
 
 
 def test_a_precision_has_its_own_budget():
