@@ -1,6 +1,6 @@
 """The exporter's tests need its libraries; where one is not installed, none is collected.
 
-Tracing a graph takes 10 s, so those that several files look at are traced here.
+Tracing a graph takes 6 s, so those that several files look at are traced here.
 """
 
 from importlib.util import find_spec

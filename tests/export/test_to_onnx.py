@@ -39,7 +39,7 @@ BATCH = BatchRange(1, 2, 4)
 
 @pytest.fixture
 def traced(onnx_artifact, monkeypatch):
-    """Skip the tracing, which takes 10 s: the graph is the one that was traced already."""
+    """Skip the tracing, which takes 6 s: the graph is the one that was traced already."""
 
     def trace(model, spec, opset):
         assert spec.precision == "fp32"

@@ -131,7 +131,7 @@ def _link_or_copy(source: str, target: str) -> str:
 
 @pytest.fixture
 def traced(onnx_artifact, monkeypatch) -> None:
-    """Skip the tracing, which takes 10 s."""
+    """Skip the tracing, which takes 6 s."""
     from destseg_export import to_onnx
 
     monkeypatch.setattr(to_onnx, "trace", lambda model, spec, opset: onnx.load(onnx_artifact))

@@ -63,7 +63,7 @@ def _no_gpu(monkeypatch):
 
 @pytest.fixture
 def traced(onnx_artifact, monkeypatch) -> list[ModelSpec]:
-    """Skip the tracing, which takes 10 s: the graph is the one that was traced already.
+    """Skip the tracing, which takes 6 s: the graph is the one that was traced already.
 
     Everything after it is real: staging, ONNX Runtime, the comparison, the gate, the move.
     """
