@@ -2,7 +2,8 @@
 
 Layers are ranked by their harm: how far each alone moves the maps, divided by the MACs that it
 does, since a small layer saves little. All of them are quantised first. While pixel AP or image
-AUROC drops by more than allowed, the most harmful ones are given back to float32.
+AUROC drops by more than allowed, or an answer moves too far, the most harmful ones are given back
+to float32.
 """
 
 from __future__ import annotations
@@ -15,9 +16,25 @@ import onnx
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import ExportError
-from destseg_deploy.spec import Accuracy
 from destseg_export.graph.run import open_session
 from destseg_export.int8.qdq import Range, quantize_layers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some layers in 8 bit cost.
+
+    Attributes:
+        drop: Points that the worse of pixel AP and image AUROC loses.
+        moved: How far the answer that moves most does, divided by the limit.
+    """
+
+    drop: float
+    moved: float
+
+    def within(self, max_drop: float) -> bool:
+        """Return whether it is allowed; NaN is not."""
+        return self.drop <= max_drop and self.moved <= 1
 
 
 @dataclass(frozen=True)
@@ -27,19 +44,16 @@ class Fit:
     Attributes:
         layers: Convolutions in 8 bit.
         given_back: Those returned to float32, the most harmful first.
-        accuracy: With ``layers`` in 8 bit.
-        drop: Points lost by it.
+        cost: Of ``layers`` in 8 bit.
     """
 
     layers: tuple[str, ...]
     given_back: tuple[str, ...]
-    accuracy: Accuracy
-    drop: float
+    cost: Cost
 
 
 def fit_budget(
-    measure: Callable[[Sequence[str]], Accuracy],
-    reference: Accuracy,
+    measure: Callable[[Sequence[str]], Cost],
     ranked: Sequence[str],
     max_drop: float,
     report: Callable[[str], None] = lambda line: None,
@@ -52,8 +66,7 @@ def fit_budget(
     always grow with each layer.
 
     Args:
-        measure: Returns the accuracy with some layers in 8 bit.
-        reference: That of the float32 graph.
+        measure: Returns what some layers in 8 bit cost.
         ranked: Layers, the first to give back first.
         max_drop: Points that pixel AP and image AUROC may lose each.
         report: Called with a line for each attempt.
@@ -65,23 +78,26 @@ def fit_budget(
 
     def attempt(count: int) -> Fit:
         kept, given_back = tuple(ranked[count:]), tuple(ranked[:count])
-        accuracy = measure(kept)
-        fit = Fit(kept, given_back, accuracy, reference.drop(accuracy))
-        report(f"{len(kept)} of {len(ranked)} layers in int8: {fit.drop:+.2f} points lost")
+        fit = Fit(kept, given_back, measure(kept))
+        report(
+            f"{len(kept)} of {len(ranked)} layers in int8: {fit.cost.drop:+.2f} points lost, "
+            f"answers move by {fit.cost.moved:.0%} of the limit"
+        )
         tried.append(fit)
         return fit
 
     failed = -1
     for count in doubling(len(ranked)):
         fit = attempt(count)
-        if fit.drop <= max_drop:
+        if fit.cost.within(max_drop):
             return _fewer(attempt, fit, failed, max_drop)
         failed = count
-    best = min(tried, key=lambda fit: fit.drop)
+    best = min(tried, key=lambda fit: (max(fit.cost.moved, 1), fit.cost.drop))
     raise ExportError(
-        f"int8 loses more than {max_drop} points with any choice of layers. Best found: "
-        f"{best.drop:.2f} points with {len(best.layers)} of {len(ranked)} layers. Nothing was "
-        "written. Allow more with --max-drop, calibrate on more images, or use fp32."
+        f"int8 loses more than {max_drop} points, or moves answers too far, with any choice of "
+        f"layers. Best found: {best.cost.drop:.2f} points and {best.cost.moved:.0%} of the limit "
+        f"with {len(best.layers)} of {len(ranked)} layers. Nothing was written. Allow more with "
+        "--max-drop, calibrate on more images, or use fp32."
     )
 
 
@@ -95,7 +111,7 @@ def _fewer(attempt: Callable[[int], Fit], fit: Fit, failed: int, max_drop: float
     """Return a fit that gives fewer layers back, down to one more than an attempt that failed."""
     while len(fit.given_back) - failed > 1:
         tried = attempt((len(fit.given_back) + failed) // 2)
-        if tried.drop <= max_drop:
+        if tried.cost.within(max_drop):
             fit = tried
         else:
             failed = len(tried.given_back)

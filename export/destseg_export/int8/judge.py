@@ -20,6 +20,7 @@ from destseg_deploy.evaluation.metrics import image_auroc, pixel_metrics
 from destseg_deploy.evaluation.ranking import rank_pixels
 from destseg_deploy.spec import Accuracy
 from destseg_export.graph.run import Run
+from destseg_export.int8.budget import Cost
 
 LEAST_CALIBRATION = 8
 """Normal images that calibrate."""
@@ -32,6 +33,10 @@ CHANCE = 0.6
 
 MAP_LIMIT, SCORE_LIMIT = 0.3, 0.15
 """Largest difference of a map's pixel and of a score between int8 and float32."""
+
+SPARE = 0.8
+"""Share of these limits that the layers are chosen within: of the images that judge, one may move
+further than all that chose."""
 
 GROUPS = 5
 """The accuracy is measured without each of these groups of images in turn (a jackknife)."""
@@ -134,8 +139,7 @@ def check_kept(before: Answers, after: Answers, max_drop: float) -> float:
     Raises:
         ExportError: With what it loses, or by how much its answers move.
     """
-    moved = float(np.abs(after.maps - before.maps).max())
-    shifted = float(np.abs(after.scores - before.scores).max())
+    moved, shifted = _largest_moves(before, after)
     if not (moved <= MAP_LIMIT and shifted <= SCORE_LIMIT):
         raise ExportError(
             f"int8 moves a pixel of the map by {moved:.3f} (allowed {MAP_LIMIT}) and a score by "
@@ -150,6 +154,21 @@ def check_kept(before: Answers, after: Answers, max_drop: float) -> float:
             "Allow more with --max-drop, pass more images with --labelled, or use fp32."
         )
     return lost
+
+
+def cost(before: Answers, after: Answers) -> Cost:
+    """Return what an int8 graph costs on the images that choose the layers."""
+    shares = np.array(_largest_moves(before, after)) / (MAP_LIMIT, SCORE_LIMIT)
+    return Cost(
+        drop=before.accuracy().drop(after.accuracy()),
+        moved=float(shares.max()) / SPARE,
+    )
+
+
+def _largest_moves(before: Answers, after: Answers) -> tuple[float, float]:
+    """Return the largest difference of a map's pixel, and of a score."""
+    maps, scores = np.abs(after.maps - before.maps), np.abs(after.scores - before.scores)
+    return float(maps.max()), float(scores.max())
 
 
 def largest_loss(before: Answers, after: Answers) -> float:

@@ -23,7 +23,6 @@ from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import DataError, ExportError
 from destseg_deploy.runtime.offline import import_onnxruntime
 from destseg_deploy.spec import (
-    Accuracy,
     FileRecord,
     ModelSpec,
     QuantizationRecord,
@@ -36,12 +35,20 @@ from destseg_deploy.spec.contract import KEY, contract_of
 from destseg_export.fusions.apply import FOR_INT8, fuse
 from destseg_export.graph.run import open_session
 from destseg_export.int8.budget import (
+    Cost,
     by_harm,
     fit_budget,
     rank_layers,
 )
 from destseg_export.int8.calibrate import TAIL, Calibration, measure_ranges
-from destseg_export.int8.judge import ask, check_calibration, check_kept, check_reference, split
+from destseg_export.int8.judge import (
+    ask,
+    check_calibration,
+    check_kept,
+    check_reference,
+    cost,
+    split,
+)
 from destseg_export.int8.networks import NETWORKS
 from destseg_export.int8.qdq import (
     SCHEMES,
@@ -132,12 +139,14 @@ def quantize_artifact(
     few = np.unique(np.linspace(0, len(seen.frames) - 1, RANKED_ON).astype(int))
     moved = rank_layers(proto, layers, ranges, chosen.scheme, seen.frames[few], outputs, advance)
 
-    def measure(kept: Sequence[str]) -> Accuracy:
-        graph = quantize_layers(proto, kept, ranges, chosen.scheme) if kept else proto
-        return ask(open_session(graph, outputs), choosing, spec.map_size).accuracy()
+    exact = ask(open_session(proto, outputs), choosing, spec.map_size)
+
+    def measure(kept: Sequence[str]) -> Cost:
+        graph = quantize_layers(proto, kept, ranges, chosen.scheme)
+        return cost(exact, ask(open_session(graph, outputs), choosing, spec.map_size))
 
     ranked = by_harm(moved, macs_by_layer(proto, layers))
-    fit = fit_budget(measure, measure([]), ranked, chosen.max_drop, report)
+    fit = fit_budget(measure, ranked, chosen.max_drop, report)
     graph = quantize_layers(proto, fit.layers, ranges, chosen.scheme)
     after = ask(open_session(graph, outputs), judging, spec.map_size)
     lost = check_kept(before, after, chosen.max_drop)

@@ -3,14 +3,14 @@
 import pytest
 
 from destseg_deploy.errors import ExportError
-from destseg_export.int8.budget import Accuracy, by_harm, doubling, fit_budget
+from destseg_deploy.spec import Accuracy
+from destseg_export.int8.budget import Cost, by_harm, doubling, fit_budget
 
-WHOLE = Accuracy(0.7, 0.9)
-COST = {"a": 0.02, "b": 0.004, "c": 0.001}
+DROPS = {"a": 0.02, "b": 0.004, "c": 0.001}
 
 
 def _measure(kept):
-    return Accuracy(0.7 - sum(COST[name] for name in kept), 0.9)
+    return Cost(100 * sum(DROPS[name] for name in kept), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -18,32 +18,48 @@ def _measure(kept):
     [(3.0, "abc", 2.5), (2.5 + 1e-9, "abc", 2.5), (0.5 + 1e-9, "bc", 0.5), (0.2, "c", 0.1)],
 )
 def test_the_most_sensitive_go_first(max_drop, layers, drop):
-    fit = fit_budget(_measure, WHOLE, "abc", max_drop)
+    fit = fit_budget(_measure, "abc", max_drop)
     assert "".join(fit.layers) == layers
     assert "".join(fit.given_back) == "abc"[: 3 - len(layers)]
-    assert fit.drop == pytest.approx(drop)
+    assert fit.cost.drop == pytest.approx(drop)
 
 
 def test_a_budget_that_cannot_be_met_names_the_best_found():
-    with pytest.raises(ExportError, match=r"Best found: 0\.10 points with 1 of 3 layers"):
-        fit_budget(_measure, WHOLE, "abc", 0.01)
+    with pytest.raises(
+        ExportError, match=r"Best found: 0\.10 points and 10% of .* with 1 of 3 layers"
+    ):
+        fit_budget(_measure, "abc", 0.01)
 
 
-def test_either_measure_can_break_it():
-    assert WHOLE.drop(Accuracy(0.71, 0.89)) == pytest.approx(1)
-    assert WHOLE.drop(Accuracy(0.69, 0.95)) == pytest.approx(1)
-    assert WHOLE.drop(Accuracy(0.8, 0.95)) < 0
+def test_either_metric_can_break_it():
+    whole = Accuracy(0.7, 0.9)
+    assert whole.drop(Accuracy(0.71, 0.89)) == pytest.approx(1)
+    assert whole.drop(Accuracy(0.69, 0.95)) == pytest.approx(1)
+    assert whole.drop(Accuracy(0.8, 0.95)) < 0
     with pytest.raises(ExportError, match=r"loses more than 0\.5 points"):
-        fit_budget(lambda kept: Accuracy(0.9, 0.8), WHOLE, "abc", 0.5)
+        fit_budget(lambda kept: Cost(0.6, 0.1), "abc", 0.5)
+
+
+@pytest.mark.parametrize("far", [1.001, float("nan")])
+def test_a_layer_that_moves_an_answer_too_far_is_given_back_though_the_metrics_hold(far):
+    """They were refused only on the images that judge: after minutes, and with no layer tried."""
+
+    def measure(kept):
+        return Cost(-0.2, far if "a" in kept else 1.0)
+
+    fit = fit_budget(measure, "abc", 0.5)
+    assert (fit.given_back, fit.cost.moved) == (("a",), 1.0)
+    with pytest.raises(ExportError, match=r"or moves answers too far, .*-0\.20 points and 150% of"):
+        fit_budget(lambda kept: Cost(-0.2, 1.5), "abc", 0.5)
 
 
 def test_attempts_are_reported():
     lines = []
-    fit_budget(_measure, WHOLE, "abc", 0.2, lines.append)
+    fit_budget(_measure, "abc", 0.2, lines.append)
     assert lines == [
-        "3 of 3 layers in int8: +2.50 points lost",
-        "2 of 3 layers in int8: +0.50 points lost",
-        "1 of 3 layers in int8: +0.10 points lost",
+        "3 of 3 layers in int8: +2.50 points lost, answers move by 10% of the limit",
+        "2 of 3 layers in int8: +0.50 points lost, answers move by 10% of the limit",
+        "1 of 3 layers in int8: +0.10 points lost, answers move by 10% of the limit",
     ]
 
 
@@ -62,9 +78,9 @@ def test_among_many_layers_few_attempts_find_the_smallest_number(sensitive):
 
     def measure(kept):
         attempts.append(kept)
-        return Accuracy(0.7 - 0.01 * (layers[sensitive - 1] in kept if sensitive else 0), 0.9)
+        return Cost(1.0 * (layers[sensitive - 1] in kept if sensitive else 0), 0.1)
 
-    fit = fit_budget(measure, WHOLE, layers, 0.5)
+    fit = fit_budget(measure, layers, 0.5)
     assert len(fit.given_back) == sensitive
     assert fit.layers in attempts  # what is returned was measured
     assert len(attempts) <= 13

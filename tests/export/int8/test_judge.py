@@ -8,10 +8,12 @@ from destseg_deploy.errors import DataError, ExportError
 from destseg_export.int8.judge import (
     MAP_LIMIT,
     SCORE_LIMIT,
+    SPARE,
     Answers,
     check_calibration,
     check_kept,
     check_reference,
+    cost,
     largest_loss,
     split,
 )
@@ -74,6 +76,24 @@ def test_answers_that_move_far_are_refused_whatever_the_metrics_say(pixel, score
     moved.maps[0, 0, 0] += pixel
     with pytest.raises(ExportError, match=r"int8 moves a pixel of the map by .*allowed 0\.3"):
         check_kept(plain, moved, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "score", "moved"),
+    [
+        (0.99 * MAP_LIMIT * SPARE, 0.0, 0.99),
+        (1.01 * MAP_LIMIT * SPARE, 0.0, 1.01),
+        (0.0, SCORE_LIMIT * SPARE / 2, 0.5),
+    ],
+)
+def test_layers_are_chosen_with_room_below_these_limits(pixel, score, moved):
+    """The limits hold for all that judge, whose farthest answer is not among those that chose."""
+    plain = _answers()
+    after = Answers(plain.maps + 0, plain.scores + np.float32(score), plain.masks)
+    after.maps[0, 0, 0] += pixel
+    found = cost(plain, after)
+    assert found.moved == pytest.approx(moved, rel=1e-5)
+    assert found.within(100.0) == (moved <= 1)
 
 
 def test_what_is_lost_is_bounded_from_above():
