@@ -53,7 +53,7 @@ def half_graph(model: DeSTSeg, spec: ModelSpec, precision: str) -> InferenceGrap
     """
     half = to_half(model, precision)
     graph = served_graph(half, spec)
-    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no overload with memory_format
     return graph
 
 

@@ -240,7 +240,7 @@ class PyTorchGpuRuntime(GpuRuntime):
             layers = place.layers(gpu, HALVES[options.precision])
             owned.callback(layers.close)
             graph = served_graph(FusedDeSTSeg(half, layers), spec).to(place.device)
-            graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+            graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no overload with memory_format
             network = TorchNetwork(
                 graph, replace(spec, precision=options.precision), place, options
             )

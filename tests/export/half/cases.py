@@ -22,8 +22,14 @@ def scale_student(proto: onnx.ModelProto, scale: float) -> onnx.ModelProto:
     """
     scaled = onnx.ModelProto()
     scaled.CopyFrom(proto)
-    up = ("0.conv2.weight", "0.conv2.bias", "0.downsample.0.weight",
-          "0.downsample.0.bias", "1.conv2.weight", "1.conv2.bias")  # fmt: skip
+    up = (
+        "0.conv2.weight",
+        "0.conv2.bias",
+        "0.downsample.0.weight",
+        "0.downsample.0.bias",
+        "1.conv2.weight",
+        "1.conv2.bias",
+    )
     factors = {f"decoder_layer{i}.{name}": scale for i in (1, 2, 3) for name in up}
     factors |= {f"decoder_layer{i}.1.conv1.weight": 1 / scale for i in (1, 2, 3)}
     # what reads a scaled level gives a scaled one: once less up where both meet in one weight
