@@ -119,11 +119,6 @@ class Accuracy:
     pixel_ap: float
     image_auroc: float
 
-    def drop(self, below: Accuracy) -> float:
-        """Return how many points the worse of the two metrics lost; 100 points are everything."""
-        lost = (self.pixel_ap - below.pixel_ap, self.image_auroc - below.image_auroc)
-        return 100 * max(lost)
-
 
 @dataclass(frozen=True)
 class QuantizationRecord:

@@ -1,9 +1,10 @@
 """The accuracy budget of INT8: which layers may stay in 8 bit.
 
 Layers are ranked by their harm: how far each alone moves the maps, divided by the MACs that it
-does, since a small layer saves little. All of them are quantised first. While pixel AP or image
-AUROC drops by more than allowed, or an answer moves too far, the most harmful ones are given back
-to float32.
+does, since a small layer saves little. The most harmful ones stay in float32 in any case, as far as
+they do a fiftieth of the arithmetic. All others are quantised first. While pixel AP or image
+AUROC may drop by more than allowed, or an answer moves too far, the most harmful ones are given
+back to float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from numpy.typing import NDArray
 
 from destseg_deploy.errors import ExportError
 from destseg_export.graph.run import open_session
-from destseg_export.int8.qdq import Range, quantize_layers
+
+SPARE = 0.8
+"""Share of each limit that the layers are chosen within: the images that judge are others, and may
+lose more than those that chose."""
+
+
+SPARED = 0.02
+"""Share of the layers' MACs that stays in float32 in any case. Drawn anomalies are easier to find
+than real defects, so that what these layers lose may not show on them."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +34,16 @@ class Cost:
     """What some layers in 8 bit cost.
 
     Attributes:
-        drop: Points that the worse of pixel AP and image AUROC loses.
+        lost: Points that the worse of pixel AP and image AUROC loses at most, with 95 % confidence.
         moved: How far the answer that moves most does, divided by the limit.
     """
 
-    drop: float
+    lost: float
     moved: float
 
     def within(self, max_drop: float) -> bool:
-        """Return whether it is allowed; NaN is not."""
-        return self.drop <= max_drop and self.moved <= 1
+        """Return whether layers with this cost may be chosen; NaN may not."""
+        return self.lost <= SPARE * max_drop and self.moved <= SPARE
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def fit_budget(
     Args:
         measure: Returns what some layers in 8 bit cost.
         ranked: Layers, the first to give back first.
-        max_drop: Points that pixel AP and image AUROC may lose each.
+        max_drop: Points that pixel AP and image AUROC may lose each; see ``SPARE``.
         report: Called with a line for each attempt.
 
     Raises:
@@ -80,8 +89,8 @@ def fit_budget(
         kept, given_back = tuple(ranked[count:]), tuple(ranked[:count])
         fit = Fit(kept, given_back, measure(kept))
         report(
-            f"{len(kept)} of {len(ranked)} layers in int8: {fit.cost.drop:+.2f} points lost, "
-            f"answers move by {fit.cost.moved:.0%} of the limit"
+            f"{len(kept)} of {len(ranked)} layers in int8: at most {fit.cost.lost:.2f} points "
+            f"lost, answers move by {fit.cost.moved:.0%} of the limit"
         )
         tried.append(fit)
         return fit
@@ -92,12 +101,12 @@ def fit_budget(
         if fit.cost.within(max_drop):
             return _fewer(attempt, fit, failed, max_drop)
         failed = count
-    best = min(tried, key=lambda fit: (max(fit.cost.moved, 1), fit.cost.drop))
+    best = min(tried, key=lambda fit: (max(fit.cost.moved, 1), fit.cost.lost))
     raise ExportError(
-        f"int8 loses more than {max_drop} points, or moves answers too far, with any choice of "
-        f"layers. Best found: {best.cost.drop:.2f} points and {best.cost.moved:.0%} of the limit "
-        f"with {len(best.layers)} of {len(ranked)} layers. Nothing was written. Allow more with "
-        "--max-drop, calibrate on more images, or use fp32."
+        f"int8 may lose more than {SPARE:.0%} of {max_drop} points, or moves answers too far, "
+        f"with any choice of layers. Best found: {best.cost.lost:.2f} points and "
+        f"{best.cost.moved:.0%} of the limit with {len(best.layers)} of {len(ranked)} layers. "
+        "Nothing was written. Allow more with --max-drop, calibrate on more images, or use fp32."
     )
 
 
@@ -118,11 +127,21 @@ def _fewer(attempt: Callable[[int], Fit], fit: Fit, failed: int, max_drop: float
     return fit
 
 
+def spared(ranked: Sequence[str], macs: Mapping[str, int]) -> int:
+    """Return how many of the first layers stay in float32 in any case; at least one is left.
+
+    Args:
+        ranked: Layers, the most harmful first.
+        macs: Layer -> the multiply-accumulates that it does for an image.
+    """
+    shares = np.cumsum([macs[layer] for layer in ranked]) / sum(macs[layer] for layer in ranked)
+    return int((shares <= SPARED).sum())
+
+
 def rank_layers(
     proto: onnx.ModelProto,
     layers: Sequence[str],
-    ranges: Mapping[str, Range],
-    scheme: str,
+    quantized: Callable[[Sequence[str]], onnx.ModelProto],
     frames: NDArray[np.uint8],
     outputs: Sequence[str],
     report: Callable[[int, int, str], None] = lambda done, total, layer: None,
@@ -132,8 +151,7 @@ def rank_layers(
     Args:
         proto: The FP32 graph.
         layers: Layers to try.
-        ranges: See ``quantize_layers``.
-        scheme: See ``quantize_layers``.
+        quantized: Returns the graph with some layers in 8 bit.
         frames: uint8 (N, H, W, 3), normal and anomalous.
         outputs: Names of map and score.
         report: Called with the layers done, all of them, and the layer.
@@ -144,8 +162,7 @@ def rank_layers(
     wanted = _maps(proto, outputs, frames)
     moved: dict[str, float] = {}
     for done, layer in enumerate(layers, 1):
-        graph = quantize_layers(proto, [layer], ranges, scheme)
-        moved[layer] = float(np.abs(_maps(graph, outputs, frames) - wanted).mean())
+        moved[layer] = float(np.abs(_maps(quantized([layer]), outputs, frames) - wanted).mean())
         report(done, len(layers), layer)
     return dict(sorted(moved.items(), key=lambda item: -item[1]))
 

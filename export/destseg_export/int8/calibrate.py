@@ -1,6 +1,7 @@
-"""Calibration: which range each tensor's values take on normal images and on synthetic anomalies.
+"""Calibration: what is measured on normal images and on synthetic anomalies.
 
-The ranges are a JSON file that can be read, compared and corrected by hand.
+These are the range of each tensor's values, and what rounding adds to each convolution. The ranges
+are a JSON file that can be read and compared.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import onnx
 from numpy.typing import NDArray
 
 from destseg_deploy.files import replacing
+from destseg_export.graph.edit import Floats
 from destseg_export.graph.run import open_session
-from destseg_export.int8.qdq import Range
+from destseg_export.int8.qdq import Range, add_twins
 
 Bytes = NDArray[np.uint8]
 
@@ -67,3 +69,31 @@ def measure_ranges(
             known = found.get(name, Range(low, high))
             found[name] = Range(min(known.low, low), max(known.high, high))
     return found
+
+
+def measure_shifts(
+    proto: onnx.ModelProto,
+    layers: Sequence[str],
+    ranges: Mapping[str, Range],
+    scheme: str,
+    frames: Bytes,
+) -> dict[str, Floats]:
+    """Return what 8 bit add to the output channels of each layer on average.
+
+    Args:
+        proto: The FP32 graph.
+        layers: Names of convolutions.
+        ranges: See ``qdq.quantize_layers``.
+        scheme: See ``qdq.quantize_layers``.
+        frames: uint8 (N, H, W, 3), normal and anomalous.
+
+    Returns:
+        Layer -> float64 (O,).
+    """
+    graph, outputs = add_twins(proto, layers, ranges, scheme)
+    run = open_session(graph, list(outputs.values()))
+    found = [run(frame[None]) for frame in frames]
+    return {
+        layer: np.mean([shifts[index][0] for shifts in found], axis=0, dtype=np.float64)
+        for index, layer in enumerate(outputs)
+    }

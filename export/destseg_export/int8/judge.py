@@ -34,10 +34,6 @@ CHANCE = 0.6
 MAP_LIMIT, SCORE_LIMIT = 0.3, 0.15
 """Largest difference of a map's pixel and of a score between int8 and float32."""
 
-SPARE = 0.8
-"""Share of these limits that the layers are chosen within: of the images that judge, one may move
-further than all that chose."""
-
 GROUPS = 5
 """The accuracy is measured without each of these groups of images in turn (a jackknife)."""
 
@@ -92,15 +88,24 @@ def split(images: Labelled) -> tuple[Labelled, Labelled]:
         DataError: If either has too few normal or anomalous images.
     """
     kinds = [np.flatnonzero(images.labels == anomalous) for anomalous in (False, True)]
-    if min(map(len, kinds)) < 2 * LEAST_JUDGED:
-        raise DataError(
-            f"{len(kinds[0])} normal and {len(kinds[1])} anomalous images to measure the accuracy "
-            f"on, expected at least {2 * LEAST_JUDGED} of each: one half chooses the layers, the "
-            "other judges them. Pass more images with --normal or --labelled."
-        )
+    check_enough(len(kinds[0]), len(kinds[1]))
     halves = [np.concatenate([kind[start::2] for kind in kinds]) for start in (0, 1)]
     first, second = (Labelled(images.frames[half], images.masks[half]) for half in halves)
     return first, second
+
+
+def check_enough(normal: int, anomalous: int) -> None:
+    """Refuse too few images to choose the layers and to judge them.
+
+    Raises:
+        DataError: With their numbers.
+    """
+    if min(normal, anomalous) < 2 * LEAST_JUDGED:
+        raise DataError(
+            f"{normal} normal and {anomalous} anomalous images to measure the accuracy on, "
+            f"expected at least {2 * LEAST_JUDGED} of each: one half chooses the layers, the "
+            "other judges them. Pass more images with --normal or --labelled."
+        )
 
 
 def check_calibration(count: int) -> None:
@@ -159,10 +164,7 @@ def check_kept(before: Answers, after: Answers, max_drop: float) -> float:
 def cost(before: Answers, after: Answers) -> Cost:
     """Return what an int8 graph costs on the images that choose the layers."""
     shares = np.array(_largest_moves(before, after)) / (MAP_LIMIT, SCORE_LIMIT)
-    return Cost(
-        drop=before.accuracy().drop(after.accuracy()),
-        moved=float(shares.max()) / SPARE,
-    )
+    return Cost(largest_loss(before, after), float(shares.max()))
 
 
 def _largest_moves(before: Answers, after: Answers) -> tuple[float, float]:

@@ -39,8 +39,9 @@ from destseg_export.int8.budget import (
     by_harm,
     fit_budget,
     rank_layers,
+    spared,
 )
-from destseg_export.int8.calibrate import TAIL, Calibration, measure_ranges
+from destseg_export.int8.calibrate import TAIL, Calibration, measure_ranges, measure_shifts
 from destseg_export.int8.judge import (
     ask,
     check_calibration,
@@ -61,6 +62,9 @@ from destseg_export.int8.qdq import (
 
 RANKED_ON = 8
 """Images of the sensitivity sweep, half of them anomalous."""
+
+SHIFTS_ON = 16
+"""Images on which it is measured what rounding adds to a convolution, half of them anomalous."""
 
 
 @dataclass(frozen=True)
@@ -134,27 +138,34 @@ def quantize_artifact(
     before = ask(open_session(proto, outputs), judging, spec.map_size)
     check_reference(before)
     ranges = measure_ranges(proto, tensors_around(proto, layers), seen.frames)
+    some = seen.frames[_spread(SHIFTS_ON, len(seen.frames))]
+    shifts = measure_shifts(proto, layers, ranges, chosen.scheme, some)
+
+    def quantized(kept: Sequence[str]) -> onnx.ModelProto:
+        return quantize_layers(proto, kept, ranges, chosen.scheme, shifts)
+
     report(f"ranking {len(layers)} layers")
     # A sweep runs the whole graph once for each layer and image, so it gets a few images only.
-    few = np.unique(np.linspace(0, len(seen.frames) - 1, RANKED_ON).astype(int))
-    moved = rank_layers(proto, layers, ranges, chosen.scheme, seen.frames[few], outputs, advance)
-
+    few = seen.frames[_spread(RANKED_ON, len(seen.frames))]
+    moved = rank_layers(proto, layers, quantized, few, outputs, advance)
     exact = ask(open_session(proto, outputs), choosing, spec.map_size)
 
     def measure(kept: Sequence[str]) -> Cost:
-        graph = quantize_layers(proto, kept, ranges, chosen.scheme)
-        return cost(exact, ask(open_session(graph, outputs), choosing, spec.map_size))
+        return cost(exact, ask(open_session(quantized(kept), outputs), choosing, spec.map_size))
 
-    ranked = by_harm(moved, macs_by_layer(proto, layers))
-    fit = fit_budget(measure, ranked, chosen.max_drop, report)
-    graph = quantize_layers(proto, fit.layers, ranges, chosen.scheme)
+    macs = macs_by_layer(proto, layers)
+    ranked = by_harm(moved, macs)
+    first = spared(ranked, macs)
+    report(f"{first} layers, the most harmful for their size, stay in float32")
+    fit = fit_budget(measure, ranked[first:], chosen.max_drop, report)
+    graph = quantized(fit.layers)
     after = ask(open_session(graph, outputs), judging, spec.map_size)
     lost = check_kept(before, after, chosen.max_drop)
     made = QuantizationRecord(
         quantiser="destseg-export",
         scheme=chosen.scheme,
         layers=tuple(fit.layers),
-        given_back=tuple(fit.given_back),
+        given_back=(*ranked[:first], *fit.given_back),
         share_of_macs=share_of_macs(proto, fit.layers),
         images=where,
         count=len(judging.frames),
@@ -175,6 +186,11 @@ def quantize_artifact(
         threshold=_inherited(spec.threshold),
     )
     return _write(graph, output, written, calibration, report)
+
+
+def _spread(count: int, among: int) -> NDArray[np.int64]:
+    """Return the indices of some images, spread evenly."""
+    return np.unique(np.linspace(0, among - 1, count).astype(np.int64))
 
 
 def _inherited(threshold: Threshold | None) -> Threshold | None:

@@ -8,7 +8,6 @@ from destseg_deploy.errors import DataError, ExportError
 from destseg_export.int8.judge import (
     MAP_LIMIT,
     SCORE_LIMIT,
-    SPARE,
     Answers,
     check_calibration,
     check_kept,
@@ -80,20 +79,25 @@ def test_answers_that_move_far_are_refused_whatever_the_metrics_say(pixel, score
 
 @pytest.mark.parametrize(
     ("pixel", "score", "moved"),
-    [
-        (0.99 * MAP_LIMIT * SPARE, 0.0, 0.99),
-        (1.01 * MAP_LIMIT * SPARE, 0.0, 1.01),
-        (0.0, SCORE_LIMIT * SPARE / 2, 0.5),
-    ],
+    [(0.9 * MAP_LIMIT, 0.0, 0.9), (1.1 * MAP_LIMIT, 0.0, 1.1), (0.0, SCORE_LIMIT / 2, 0.5)],
 )
-def test_layers_are_chosen_with_room_below_these_limits(pixel, score, moved):
-    """The limits hold for all that judge, whose farthest answer is not among those that chose."""
+def test_the_answer_that_moves_farthest_counts_when_layers_are_chosen(pixel, score, moved):
     plain = _answers()
     after = Answers(plain.maps + 0, plain.scores + np.float32(score), plain.masks)
     after.maps[0, 0, 0] += pixel
-    found = cost(plain, after)
-    assert found.moved == pytest.approx(moved, rel=1e-5)
-    assert found.within(100.0) == (moved <= 1)
+    assert cost(plain, after).moved == pytest.approx(moved, rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["pixel_ap", "image_auroc"])
+def test_the_metric_that_loses_more_counts(metric):
+    plain = _answers(contrast=0.3)
+    noise = np.random.default_rng(1).normal(0, 0.05, plain.maps.shape).astype(np.float32)
+    if metric == "pixel_ap":
+        worse = Answers(plain.maps + noise, plain.scores, plain.masks)
+    else:
+        worse = Answers(plain.maps, plain.scores + 6 * noise[:, 0, 0], plain.masks)
+    point = 100 * (getattr(plain.accuracy(), metric) - getattr(worse.accuracy(), metric))
+    assert cost(plain, worse).lost == largest_loss(plain, worse) > point > 0
 
 
 def test_what_is_lost_is_bounded_from_above():
@@ -101,7 +105,7 @@ def test_what_is_lost_is_bounded_from_above():
     assert largest_loss(plain, plain) == 0 == check_kept(plain, plain, 0.0)
     noise = np.random.default_rng(1).normal(0, 0.03, plain.maps.shape).astype(np.float32)
     worse = Answers(plain.maps + noise, plain.scores, plain.masks)
-    point = plain.accuracy().drop(worse.accuracy())
+    point = 100 * (plain.accuracy().pixel_ap - worse.accuracy().pixel_ap)
     bound = largest_loss(plain, worse)
     assert bound > point > 0
     with pytest.raises(ExportError, match=r"loses up to .* on 20 images .*allowed"):

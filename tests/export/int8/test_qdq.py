@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from destseg_deploy.errors import ExportError
 from destseg_export.int8.qdq import (
     Range,
+    add_twins,
     find_layers,
     quantize_layers,
     quantize_weight,
@@ -18,6 +19,7 @@ from destseg_export.int8.qdq import (
 from tests.export.fusions import cases
 
 SEGMENTATION = "model.segmentation_net.res"
+FEED = cases.random(4, 6, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +49,21 @@ def block():
     )
 
 
-@pytest.fixture(scope="module")
-def ranges(block):
-    watched = onnx.ModelProto.FromString(block.SerializeToString())
-    names = tensors_around(block, find_layers(block, ["segmentation_net"]))
+def _values(proto, names):
+    """Return values inside of a graph by name."""
+    watched = onnx.ModelProto.FromString(proto.SerializeToString())
     for name in names:
         watched.graph.output.append(
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         )
-    found = dict(
-        zip(
-            [o.name for o in watched.graph.output],
-            cases.run(watched, x=cases.random(4, 6, 8, 8)),
-            strict=True,
-        )
-    )
+    outputs = [output.name for output in watched.graph.output]
+    return dict(zip(outputs, cases.run(watched, x=FEED), strict=True))
+
+
+@pytest.fixture(scope="module")
+def ranges(block):
+    names = tensors_around(block, find_layers(block, ["segmentation_net"]))
+    found = _values(block, names)
     return {name: Range(float(found[name].min()), float(found[name].max())) for name in names}
 
 
@@ -74,11 +76,28 @@ def test_the_last_convolution_is_no_layer(block):
 def test_values_move_little(block, ranges, scheme, largest):
     layers = find_layers(block, ["segmentation_net"])
     quantized = quantize_layers(block, layers, ranges, scheme)
-    feed = {"x": cases.random(4, 6, 8, 8)}
-    moved = cases.difference(block, quantized, **feed)
+    moved = cases.difference(block, quantized, x=FEED)
     assert 0 < moved < largest
     cut = cases.change_constant(quantized, "a_relu_scale", lambda scale: scale / 3)
-    assert cases.difference(block, cut, **feed) > 2 * largest, "control: values cut off at a third"
+    assert cases.difference(block, cut, x=FEED) > 2 * largest, "control: values cut off at a third"
+
+
+@pytest.mark.parametrize("scheme", ["u8", "s8"])
+@pytest.mark.parametrize("output", ["a", "b", "short"])
+def test_what_8_bit_add_on_average_is_taken_out_of_the_bias(block, ranges, scheme, output):
+    """``a`` has a bias, the other two get one. Each is alone in 8 bit."""
+    layer = f"node_{output}"
+    graph, added = add_twins(block, find_layers(block, ["segmentation_net"]), ranges, scheme)
+    found = dict(zip([o.name for o in graph.graph.output], cases.run(graph, x=FEED), strict=True))
+    shift = found[added[layer]].mean(axis=0, dtype=np.float64)
+    np.testing.assert_array_equal(found["map"], cases.run(block, x=FEED)[0])
+
+    def mean_error(shifts):
+        quantized = quantize_layers(block, [layer], ranges, scheme, shifts)
+        error = _values(quantized, [output])[output] - _values(block, [output])[output]
+        return np.abs(error.mean(axis=(0, 2, 3), dtype=np.float64)).max()
+
+    assert mean_error({layer: shift}) < 1e-6 < 1e-4 < mean_error({})
 
 
 def test_a_scale_for_each_channel_beats_one_for_all(block, ranges):

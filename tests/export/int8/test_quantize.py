@@ -1,6 +1,5 @@
 """fp32 artifact to int8 artifact, on the small random network."""
 
-import itertools
 import json
 
 import numpy as np
@@ -9,13 +8,13 @@ import pytest
 
 from destseg_deploy.errors import DataError, ExportError, SpecError
 from destseg_deploy.loading import load
-from destseg_deploy.spec import Accuracy, ModelSpec
+from destseg_deploy.spec import ModelSpec
 from destseg_export.fusions.apply import FOR_INT8, fuse
 from destseg_export.int8 import judge, quantize
 from destseg_export.int8.budget import rank_layers
 from destseg_export.int8.calibrate import measure_ranges
 from destseg_export.int8.networks import NETWORKS
-from destseg_export.int8.qdq import Range, find_layers, tensors_around
+from destseg_export.int8.qdq import Range, find_layers, quantize_layers, tensors_around
 from destseg_export.int8.quantize import Int8Options, quantize_artifact
 from tests.unchanged import unchanged
 
@@ -67,8 +66,7 @@ def test_the_layer_that_moves_the_maps_most_ranks_first(onnx_artifact, frames):
     moved = rank_layers(
         proto,
         layers,
-        ranges,
-        "u8",
+        lambda kept: quantize_layers(proto, kept, ranges, "u8"),
         frames,
         ["anomaly_map", "score"],
         lambda *step: told.append(step),
@@ -140,8 +138,7 @@ def test_an_int8_artifact_is_not_quantised_again(int8, category, tmp_path):
 
 
 def test_a_budget_that_cannot_be_met_writes_nothing(onnx_artifact, category, tmp_path, monkeypatch):
-    found = itertools.cycle([Accuracy(0.9, 0.9), Accuracy(0.8, 0.9)])  # before, after
-    monkeypatch.setattr(judge.Answers, "accuracy", lambda self: next(found))
+    monkeypatch.setattr(judge, "largest_loss", lambda before, after: 10.0)
     monkeypatch.setattr(judge, "MAP_LIMIT", 2.0)
     monkeypatch.setattr(judge, "SCORE_LIMIT", 2.0)
     monkeypatch.setattr(judge, "LEAST_CALIBRATION", 2)
