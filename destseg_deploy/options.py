@@ -230,7 +230,7 @@ class OpenVinoOptions(Checked):
     precision: str = option(
         "fp32",
         "bf16 is about twice as fast where the CPU computes in it, and scores differ by up to a "
-        "few hundredths; set the threshold in the precision that runs. Layers that the artifact "
+        "tenth; set the threshold in the precision that runs. Layers that the artifact "
         "holds in INT8 run in INT8 either way.",
         choices=("fp32", "bf16"),
     )
