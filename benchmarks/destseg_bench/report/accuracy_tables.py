@@ -36,7 +36,7 @@ def agreement(result: Result) -> list[Table]:
     """Return each artifact's metrics in [0, 1] and its differences from the first one."""
     pixel = {"pixel AUROC": "auroc", "pixel AP": "ap", "PRO@0.3": "pro", "IAP": "iap"}
     columns = (
-        ("artifact", lambda row: str(row["artifact"]).rsplit("/", 1)[-1]),
+        column("artifact", "artifact"),
         column("images", "images", optional=True),
         column("image AUROC", "image_auroc", 4, optional=True),
         *(_pixel_metric(head, key) for head, key in pixel.items()),
@@ -47,7 +47,7 @@ def agreement(result: Result) -> list[Table]:
     rows = result["rows"]
     runs = [row for row in rows if "skipped" not in row]
     # The first may have failed; then the differences are to the one that ran first.
-    first = "PyTorch" if runs[:1] == rows[:1] else str(runs[0]["artifact"]).rsplit("/", 1)[-1]
+    first = "PyTorch" if runs[:1] == rows[:1] else str(runs[0]["artifact"])
     notes = [f"Differences are the largest absolute ones to {first}."]
     notes += [f"{row['artifact']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
     notes += [f"{row['artifact']}: {row['other_scores']}." for row in rows if "other_scores" in row]

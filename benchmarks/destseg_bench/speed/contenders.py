@@ -56,7 +56,8 @@ def list_contenders(
     found: list[Contender] = []
     for path in artifacts:
         spec = ModelSpec.read(path)
-        one = Contender(path.name, path, spec.precision, spec.size, device=device, threads=threads)
+        name = _name(path, artifacts)
+        one = Contender(name, path, spec.precision, spec.size, device=device, threads=threads)
         if path.suffix.lower() == ".safetensors":
             from destseg_bench.speed.torch_contenders import ways_of_torch
 
@@ -86,14 +87,21 @@ def list_runtimes(
     found = []
     for path in artifacts:
         spec = ModelSpec.read(path)
-        one = Contender(path.name, path, spec.precision, spec.size, device=device, threads=threads)
+        name = _name(path, artifacts)
+        one = Contender(name, path, spec.precision, spec.size, device=device, threads=threads)
         found.append(one)
         if half and path.suffix.lower() == ".safetensors":
-            name = f"{path.name}, PyTorch {half}"
+            name = f"{name}, PyTorch {half}"
             found.append(
                 replace(one, name=name, precision=half, options=TorchOptions(precision=half))
             )
     return found
+
+
+def _name(path: Path, artifacts: Sequence[Path]) -> str:
+    """Return an artifact's file name, or its path where two have that name."""
+    names = [other.name for other in artifacts]
+    return path.name if names.count(path.name) == 1 else path.as_posix()
 
 
 def _ways_of_artifact(one: Contender) -> list[Contender]:

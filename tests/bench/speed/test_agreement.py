@@ -109,3 +109,12 @@ def test_all_that_fail_are_an_error(checkpoint, category, monkeypatch):
 def test_half_competes_with_its_own_row(checkpoint):
     names = [one.name for one in list_runtimes([checkpoint], device="cpu", half="bf16")]
     assert names == ["cable.safetensors", "cable.safetensors, PyTorch bf16"]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(checkpoint, tmp_path):
+    other = tmp_path / checkpoint.name
+    for source in (checkpoint, checkpoint.with_suffix(".json")):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    names = [one.name for one in list_runtimes([checkpoint, other], device="cpu")]
+    assert names == [checkpoint.as_posix(), other.as_posix()]
+    assert [one.name for one in list_runtimes([other], device="cpu")] == [other.name]
