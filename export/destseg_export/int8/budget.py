@@ -23,7 +23,6 @@ SPARE = 0.8
 """Share of each limit that the layers are chosen within: the images that judge are others, and may
 lose more than those that chose."""
 
-
 SPARED = 0.02
 """Share of the layers' MACs that stays in float32 in any case. Drawn anomalies are easier to find
 than real defects, so that what these layers lose may not show on them."""
@@ -101,12 +100,13 @@ def fit_budget(
         if fit.cost.within(max_drop):
             return _fewer(attempt, fit, failed, max_drop)
         failed = count
-    best = min(tried, key=lambda fit: (max(fit.cost.moved, 1), fit.cost.lost))
+    best = min(tried, key=lambda fit: (max(fit.cost.moved, SPARE), fit.cost.lost))
     raise ExportError(
-        f"int8 may lose more than {SPARE:.0%} of {max_drop} points, or moves answers too far, "
-        f"with any choice of layers. Best found: {best.cost.lost:.2f} points and "
-        f"{best.cost.moved:.0%} of the limit with {len(best.layers)} of {len(ranked)} layers. "
-        "Nothing was written. Allow more with --max-drop, calibrate on more images, or use fp32."
+        f"int8 may lose more than {SPARE * max_drop:g} points ({SPARE:.0%} of those allowed), or "
+        f"moves answers too far, with any choice of layers. Best found: {best.cost.lost:.2f} "
+        f"points and {best.cost.moved:.0%} of the limit with {len(best.layers)} of {len(ranked)} "
+        "layers. Nothing was written. Allow more with --max-drop, calibrate on more images, or use "
+        "fp32."
     )
 
 

@@ -88,24 +88,15 @@ def split(images: Labelled) -> tuple[Labelled, Labelled]:
         DataError: If either has too few normal or anomalous images.
     """
     kinds = [np.flatnonzero(images.labels == anomalous) for anomalous in (False, True)]
-    check_enough(len(kinds[0]), len(kinds[1]))
+    if min(map(len, kinds)) < 2 * LEAST_JUDGED:
+        raise DataError(
+            f"{len(kinds[0])} normal and {len(kinds[1])} anomalous images to measure the accuracy "
+            f"on, expected at least {2 * LEAST_JUDGED} of each: one half chooses the layers, the "
+            "other judges them. Pass more images with --normal or --labelled."
+        )
     halves = [np.concatenate([kind[start::2] for kind in kinds]) for start in (0, 1)]
     first, second = (Labelled(images.frames[half], images.masks[half]) for half in halves)
     return first, second
-
-
-def check_enough(normal: int, anomalous: int) -> None:
-    """Refuse too few images to choose the layers and to judge them.
-
-    Raises:
-        DataError: With their numbers.
-    """
-    if min(normal, anomalous) < 2 * LEAST_JUDGED:
-        raise DataError(
-            f"{normal} normal and {anomalous} anomalous images to measure the accuracy on, "
-            f"expected at least {2 * LEAST_JUDGED} of each: one half chooses the layers, the "
-            "other judges them. Pass more images with --normal or --labelled."
-        )
 
 
 def check_calibration(count: int) -> None:
