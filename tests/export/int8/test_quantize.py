@@ -108,6 +108,16 @@ def test_the_spec_says_what_was_done(int8):
     assert all(each["low"] <= each["high"] for each in calibration["ranges"].values())
 
 
+def test_each_layer_has_a_corrected_bias_and_the_most_harmful_are_in_float(onnx_artifact, int8):
+    layers = ModelSpec.read(int8).quantization.layers
+    corrected = {f"{layer}_corrected_bias" for layer in layers}
+    names = {t.name for t in onnx.load(int8).graph.initializer}
+    assert corrected == {name for name in names if name.endswith("_corrected_bias")}
+    proto, _ = fuse(onnx.load(onnx_artifact), FOR_INT8)
+    among = find_layers(proto, ("segmentation_net",))
+    assert set(layers) < set(among), "a fiftieth of the arithmetic stays in float32"
+
+
 def test_only_the_part_asked_for_is_in_int8(int8):
     held = [t.name for t in onnx.load(int8).graph.initializer if t.name.endswith("_quantized")]
     assert held
