@@ -197,7 +197,7 @@ class Loop:
         self.precision = precision
         self.steps = steps(recipe.gamma)
         self.order = self.steps.order
-        model.to(memory_format=self.order)  # type: ignore[call-overload]  # not in its stub
+        model.to(memory_format=self.order)  # type: ignore[call-overload]  # torch declares no overload with memory_format
         self._statistics = imagenet_statistics(precision.device)
 
     def fit(self, source: Source, state: RunState, observers: Observers = SILENT) -> None:
