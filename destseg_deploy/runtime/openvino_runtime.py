@@ -8,6 +8,7 @@ sums would be wrong, the INT8 layers of an artifact run in float32, too; see ``i
 from __future__ import annotations
 
 import logging
+import os
 import queue
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.options import OpenVinoOptions, check_device
-from destseg_deploy.runtime.base import Prediction, check_images, check_open, check_prediction
+from destseg_deploy.runtime.base import (
+    Prediction,
+    check_images,
+    check_open,
+    check_prediction,
+    left_to_parent,
+)
 from destseg_deploy.runtime.int8_kernels import AS_FLOAT, openvino_saturates, warn_of_scheme
 from destseg_deploy.runtime.offline import import_openvino, openvino_core
 from destseg_deploy.runtime.openvino_cache import Answer, CompiledModels, probe_images
@@ -64,6 +71,7 @@ class OpenVinoRuntime:
         """
         options = options or OpenVinoOptions()
         check_device(options, device)
+        self._process = os.getpid()
         self.spec = ModelSpec.read(path)
         if not path.is_file():
             raise BackendError(
@@ -109,7 +117,7 @@ class OpenVinoRuntime:
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
         """Score images; see ``Runtime.infer``."""
         free = self._free
-        check_open(free, self.spec)
+        check_open(free, self.spec, self._process)
         assert free is not None  # check_open raises otherwise
         check_images(images, self.spec)
         request = free.get()
@@ -132,7 +140,8 @@ class OpenVinoRuntime:
 
     def close(self) -> None:
         """Release the compiled model and its requests."""
-        self._free = None
+        free, self._free = self._free, None
+        left_to_parent(free, self._process)
 
 
 def _import(path: Path) -> Any:

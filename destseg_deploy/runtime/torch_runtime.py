@@ -20,7 +20,7 @@ from destseg_deploy.models.half import half_graph
 from destseg_deploy.models.inference import InferenceGraph, StudentTeacherGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.options import TorchOptions
-from destseg_deploy.runtime.base import Prediction, check_images, check_open
+from destseg_deploy.runtime.base import Prediction, check_images, check_open, left_to_parent
 from destseg_deploy.runtime.parity import check_runtime, parity_frames
 from destseg_deploy.spec import ModelSpec
 
@@ -89,7 +89,8 @@ class PyTorchRuntime:
 
     def close(self) -> None:
         """Drop the networks."""
-        self._graph = None
+        graph, self._graph = self._graph, None
+        left_to_parent(graph, self._process)
 
 
 def open_checkpoint(

@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError
-from destseg_deploy.runtime.base import FramePipeline, Prediction, check_images, check_open
+from destseg_deploy.runtime.base import (
+    FramePipeline,
+    Prediction,
+    check_images,
+    check_open,
+    left_to_parent,
+)
 from destseg_deploy.runtime.cuda.arrays import check_arrays, read_arrays
 from destseg_deploy.runtime.cuda.frames import GpuFrames
 from destseg_deploy.runtime.cuda.protocols import Gpu
@@ -115,5 +121,5 @@ class GpuRuntime:
     def close(self) -> None:
         """Wait for the GPU and release everything; a second call does nothing."""
         owned, self._owned = self._owned, None
-        if owned is not None:
+        if owned is not None and not left_to_parent(owned, self._process):
             owned.close()

@@ -11,6 +11,7 @@ way through ``frames.SlotFrames`` into the same input.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -272,24 +273,36 @@ class SlotPool:
         Raises:
             BackendError: If there is not enough memory; nothing stays allocated then.
         """
+        self._spec = network.spec
+        self._process = os.getpid()  # of the threads that copy, and of the GPU's context
         self._changed = threading.Condition()
         with ExitStack() as stack:
             copiers = None
             if (threads := min(COPIERS, len(allowed_cores()))) > 1:
                 copiers = stack.enter_context(ThreadPoolExecutor(threads, "copy"))
             self.slots = [_own(stack, Slot(network, gpu, copiers)) for _ in range(count)]
-            self._owned = stack.pop_all()
+            self._owned: ExitStack | None = stack.pop_all()
         self._idle = list(self.slots)
 
     def take(self) -> Slot:
-        """Wait for a slot and lend it: the one used last if it is free, whose graphs are warm."""
+        """Wait for a slot and lend it: the one used last if it is free, whose graphs are warm.
+
+        Raises:
+            BackendError: If the pool is closed, or was opened before a fork.
+        """
+        check_open(self._owned, self._spec, self._process)
         with self._changed:
             while not self._idle:
                 self._changed.wait()
             return self._idle.pop()
 
     def take_idle(self) -> Slot | None:
-        """Lend a slot, or return None if none is free."""
+        """Lend a slot, or return None if none is free.
+
+        Raises:
+            BackendError: If the pool is closed, or was opened before a fork.
+        """
+        check_open(self._owned, self._spec, self._process)
         with self._changed:
             return self._idle.pop() if self._idle else None
 
@@ -302,7 +315,9 @@ class SlotPool:
 
     def close(self) -> None:
         """Free all slots, lent or not; a second call does nothing."""
-        self._owned.close()
+        owned, self._owned = self._owned, None
+        if owned is not None:
+            owned.close()
 
 
 def follow(gpu: Gpu, stream: Stream, other: Stream) -> None:

@@ -6,6 +6,7 @@ and answers, and nothing about half precision. ``ort.gpu_runtime`` runs the same
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.options import OrtOptions
-from destseg_deploy.runtime.base import Prediction, check_images, check_open
+from destseg_deploy.runtime.base import Prediction, check_images, check_open, left_to_parent
 from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.ort.session import (
     bind,
@@ -50,13 +51,14 @@ class OrtRuntime:
                 fit the CPU.
         """
         options = options or OrtOptions()
+        self._process = os.getpid()
         ort, self.spec = check_artifact(path, device, options)
         self._session: Any = open_session(ort, path, self.spec, device, options)
         self.placement = count_nodes(placed_nodes(self._session))
 
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
         """Score images; see ``Runtime.infer``."""
-        check_open(self._session, self.spec)
+        check_open(self._session, self.spec, self._process)
         check_images(images, self.spec)
         batch, read = len(images), np.ascontiguousarray(images)
         # Bound to the arrays that the caller gets, so that no answer is copied.
@@ -76,4 +78,5 @@ class OrtRuntime:
 
     def close(self) -> None:
         """Release the session and all memory; a second call does nothing."""
-        self._session = None
+        session, self._session = self._session, None
+        left_to_parent(session, self._process)

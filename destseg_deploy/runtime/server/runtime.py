@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import ServerOptions
-from destseg_deploy.runtime.base import Prediction, check_images, check_open
+from destseg_deploy.runtime.base import Prediction, check_images, check_open, left_to_parent
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.text import printable
 
@@ -98,9 +98,9 @@ class ServerRuntime:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None and not left_to_parent(server, self._process):
+            server.close()
 
 
 def _open(options: ServerOptions, model: str, most: int) -> Transport:

@@ -5,6 +5,7 @@ The GPU, TensorRT and ONNX Runtime are fakes; ``resize.cu`` is the real one, run
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -309,6 +310,27 @@ def test_a_stream_that_outlives_its_runtime_refuses(server):
     with pytest.raises(BackendError, match="closed"):
         list(stream)
     assert server.nothing_lives()
+
+
+@needs_compiler
+@pytest.mark.parametrize("ask", ["scores", "stream"])
+def test_a_child_neither_uses_nor_frees_its_parents_gpu(server, monkeypatch, ask):
+    frames = mixed_frames()[:3]
+    with server.open() as predictor:
+        right = predictor(frames)
+        used = len(server.gpu.calls)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(BackendError, match="does not work after a fork"):
+                predictor(frames) if ask == "scores" else list(predictor.stream(frames))
+        assert len(server.gpu.calls) == used
+        equal(predictor(frames), right)
+    server.fresh()
+    runtime = server.open()
+    used = len(server.gpu.calls)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    runtime.close()
+    assert len(server.gpu.calls) == used
 
 
 @needs_compiler
