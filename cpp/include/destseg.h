@@ -20,7 +20,9 @@
  * - Threads: every function may be called from any thread at any time, also on the same handle.
  *   Up to destseg_options.parallel calls of destseg_infer on one handle run at the same time; more
  *   calls wait. destseg_close waits for the calls that are running.
- * - Do not call from a signal handler, from DllMain, or in a child after fork without exec.
+ * - Do not call from a signal handler or from DllMain.
+ * - After fork, the child cannot use the handles of its parent: they are refused, and destseg_close
+ *   does nothing with them. A host that becomes a daemon opens its artifacts after that.
  * - Paths and texts are UTF-8, on Windows too.
  *
  * Structs with a struct_size can only grow at their end, and the library reads and writes no more of

@@ -1,5 +1,8 @@
 """Around a call: closing and reloading while calls run, warming up, and where the time went."""
 
+import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +27,7 @@ def slow(library, tmp_path):
     """An engine whose inference takes 0.3 s."""
     write_engine(tmp_path / "slow.engine", (8, 6), "slow")
     with library.open(tmp_path / "slow.engine", parallel=1) as opened:
+        opened.path = tmp_path / "slow.engine"
         yield opened
 
 
@@ -46,6 +50,37 @@ def test_close_waits_for_the_call_that_runs(slow):
     assert np.array_equal(unpacked(answers[0][0])[0], image())
     with pytest.raises(Refused, match="closed"):
         slow.scores([image()])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_neither_uses_nor_closes_its_parents_handle(library, slow):
+    """Forked within a call, whose thread the child has not; ONNX Runtime's were missing, too."""
+    thread, answers = in_the_background(lambda: slow.scores([image()]))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with pytest.raises(Refused) as refused:
+                slow.scores([image()])
+            os.write(writer, refused.value.text.encode())
+            slow.close()  # it waits for calls that run, and here none ends
+            with library.open(slow.path) as own:
+                assert np.array_equal(unpacked(own.scores([image()])[0])[0], image())
+            os.write(writer, b" ended")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        ready, _, _ = select.select([pipe], [], [], 20)
+        told = pipe.read() if ready else "hangs"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert "opened before a fork" in told
+    assert told.endswith("ended"), told
+    thread.join()
+    assert np.array_equal(unpacked(answers[0][0])[0], image())
+    assert np.array_equal(unpacked(slow.scores([image()])[0])[0], image())
 
 
 def test_a_call_ends_with_the_artifact_that_it_began_with(library, slow, tmp_path):
