@@ -315,7 +315,7 @@ def forked(request):
 @pytest.mark.parametrize("forked", FORKED, indirect=True)
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_is_told_not_to_use_its_parents_runtime(forked, frames):
-    """PyTorch waited for ever for the parent's threads; ONNX Runtime did so in 1 of 400 children."""
+    """PyTorch waited for ever for the parent's threads; ONNX Runtime in 1 of 400 children."""
     predictor = Predictor(forked)
     predictor(frames)
     reader, writer = os.pipe()
