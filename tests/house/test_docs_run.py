@@ -44,7 +44,7 @@ PARSED_ONLY = {
     r"--input-size": "a graph of its own is traced: tests/deploy/cli/test_cli.py",
     r"--top-k": "a graph of its own is traced: tests/house/test_network.py",
     r"destseg-bench|destseg bench (?!agreement)": "minutes to days: tests/bench",
-    r"quantize|study-half": "minutes: tests/export/int8, tests/export/half",
+    r"quantize|study-": "minutes: tests/export/int8, tests/export/studies",
     r"tune": "minutes: tests/bench/speed/test_tune.py, tests/deploy/test_tuning.py",
     r"fuse": "a second traced graph: tests/export/cli/test_cpu.py",
     r"--with-cpp|export cpp": "tests/cpp/test_cpp_project.py",

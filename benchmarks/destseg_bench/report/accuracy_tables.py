@@ -1,4 +1,4 @@
-"""Tables of accuracies: trained runs, agreement of artifacts, compared systems, half precision."""
+"""Tables of accuracies: trained runs, agreement of artifacts, systems, half precision, INT8."""
 
 from __future__ import annotations
 
@@ -93,6 +93,25 @@ def half(result: Result) -> list[Table]:
         "the check that an export must pass."
     )
     return [Table.of("Half precision and its FP32 parts", columns, result["rows"], (note,))]
+
+
+def int8(result: Result) -> list[Table]:
+    """Return what INT8 costs with more and fewer layers in FP32, biases corrected or not."""
+    columns = (
+        column("layers in FP32", "in_float32"),
+        ("of the arithmetic", lambda row: f"{100 * row['float32_share']:.1f} %"),
+        column("biases", "biases", optional=True),
+        column("image AUROC", METRICS["image AUROC"], 4),
+        column("pixel AP", METRICS["pixel AP"], 4),
+        column("scores move by, rms", "score_rms", 3, optional=True),
+        column("a pixel moves by, at most", "map_max_abs", 3, optional=True),
+    )
+    note = (
+        f"{result['images']} images, which neither calibrated nor chose anything, in ONNX Runtime "
+        f"on the CPU; calibrated on {result['calibrated_on']} others, half of them with drawn "
+        "anomalies. The first row is float32."
+    )
+    return [Table.of("INT8, its layers in FP32 and its biases", columns, result["rows"], (note,))]
 
 
 def _percent(head: str, key: str) -> Column:

@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "training": speed_tables.training,
     "cpp-overhead": speed_tables.cpp_overhead,
     "half": accuracy_tables.half,
+    "int8": accuracy_tables.int8,
     "agreement": accuracy_tables.agreement,
     "builds": speed_tables.builds,
     "rewrites": speed_tables.fusions,

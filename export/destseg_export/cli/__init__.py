@@ -15,7 +15,11 @@ from destseg_export.cli.export import export
 from destseg_export.cli.inspect import inspect
 from destseg_export.cli.refit import refit
 from destseg_export.cli.repository import repository_command
-from destseg_export.cli.studies import study_builds_command, study_half_command
+from destseg_export.cli.studies import (
+    study_builds_command,
+    study_half_command,
+    study_int8_command,
+)
 
 for command in (
     bundle,
@@ -27,5 +31,6 @@ for command in (
     repository_command,
     study_builds_command,
     study_half_command,
+    study_int8_command,
 ):
     export.add_command(command)

@@ -11,9 +11,19 @@ from destseg_deploy.cli.console import OneLineErrors, say
 from destseg_deploy.cli.data_options import DATASET
 from destseg_deploy.cli.options import VERSION, bit_depth_option
 from destseg_deploy.spec import QuantizationRecord
-from destseg_export.cli.options import FILE, FOLDER, VERIFY_IMAGES, images_in
+from destseg_export.cli.options import (
+    CALIBRATION_IMAGES,
+    FILE,
+    FOLDER,
+    GOOD,
+    INT8_SCHEMES,
+    PARTS,
+    SCHEME,
+    TEXTURES,
+    VERIFY_IMAGES,
+    images_in,
+)
 from destseg_export.cli.printing import Bar, report
-from destseg_export.int8.networks import NETWORKS
 
 
 @click.command("fuse", cls=OneLineErrors)
@@ -84,14 +94,7 @@ def fuse_command(
 
 @click.command("quantize", cls=OneLineErrors)
 @click.argument("source", type=FILE)
-@click.option(
-    "--good",
-    "--normal",
-    "normal",
-    type=DATASET,
-    required=True,
-    help="Images of good parts to calibrate on: a folder or list.",
-)
+@GOOD
 @click.option(
     "--labelled",
     type=DATASET,
@@ -99,14 +102,7 @@ def fuse_command(
     "synthetic anomalies in other images of --good]",
 )
 @click.option("--output", type=FILE, help="File to write.  [default: SOURCE with -int8]")
-@click.option(
-    "--for",
-    "scheme",
-    type=click.Choice(["cpu", "tensorrt"]),
-    default="cpu",
-    show_default=True,
-    help="Who runs it: x86 multiplies uint8 by int8, TensorRT takes symmetric int8.",
-)
+@SCHEME
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
@@ -114,18 +110,9 @@ def fuse_command(
     show_default=True,
     help="Points that pixel AP and image AUROC may lose each.",
 )
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    type=click.Choice(NETWORKS),
-    default=NETWORKS,
-    help="What may be quantised; repeatable.",
-)
-@click.option(
-    "--images", type=click.IntRange(min=8), default=32, show_default=True, help="To calibrate on."
-)
-@click.option("--textures", type=FOLDER, help="Textures of the synthetic anomalies.")
+@PARTS
+@CALIBRATION_IMAGES
+@TEXTURES
 @bit_depth_option
 @VERSION
 def quantize_command(
@@ -148,7 +135,7 @@ def quantize_command(
 
     target = output or source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
     options = Int8Options(
-        scheme={"cpu": "u8", "tensorrt": "s8"}[scheme],
+        scheme=INT8_SCHEMES[scheme],
         parts=parts,
         max_drop=max_drop,
         images=images,

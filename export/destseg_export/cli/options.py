@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import click
 
+from destseg_deploy.cli.data_options import DATASET
 from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cli.options import (
     bit_depth_option,
@@ -21,6 +22,7 @@ from destseg_deploy.errors import DestsegError
 from destseg_deploy.spec import BatchRange, RegionSpec, is_number
 from destseg_export.engine.options import BuildOptions
 from destseg_export.engine.site import read_targets
+from destseg_export.int8.networks import NETWORKS
 
 if TYPE_CHECKING:
     from destseg_export.parity import Verification
@@ -92,6 +94,37 @@ SCORE_LIMIT = click.option(
     help="Largest difference of a score from PyTorch's.  [default: 1e-4 for fp32, 0.005 for fp16, "
     "0.05 for bf16]",
 )
+
+
+GOOD = click.option(
+    "--good",
+    "--normal",
+    "normal",
+    type=DATASET,
+    required=True,
+    help="Images of good parts to calibrate on: a folder or list.",
+)
+INT8_SCHEMES = {"cpu": "u8", "tensorrt": "s8"}
+SCHEME = click.option(
+    "--for",
+    "scheme",
+    type=click.Choice(list(INT8_SCHEMES)),
+    default="cpu",
+    show_default=True,
+    help="Who runs it: x86 multiplies uint8 by int8, TensorRT takes symmetric int8.",
+)
+PARTS = click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(NETWORKS),
+    default=NETWORKS,
+    help="What may be quantised; repeatable.",
+)
+CALIBRATION_IMAGES = click.option(
+    "--images", type=click.IntRange(min=8), default=32, show_default=True, help="To calibrate on."
+)
+TEXTURES = click.option("--textures", type=FOLDER, help="Textures of the synthetic anomalies.")
 
 
 CUT = (

@@ -1,22 +1,37 @@
-"""destseg-export study-half and study-builds: what choices of the exporter are worth."""
+"""destseg-export study-half, study-int8 and study-builds: what the exporter's choices are worth."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
 from destseg_deploy.cli.console import OneLineErrors, progress, say
+from destseg_deploy.cli.data_options import DATASET
 from destseg_deploy.cli.options import VERSION, bit_depth_option
 from destseg_deploy.spec import ModelSpec
-from destseg_export.cli.options import FILE, FOLDER, OUTPUT, targets
-from destseg_export.cli.printing import write_result
+from destseg_export.cli.options import (
+    CALIBRATION_IMAGES,
+    FILE,
+    FOLDER,
+    GOOD,
+    INT8_SCHEMES,
+    OUTPUT,
+    PARTS,
+    SCHEME,
+    TEXTURES,
+    targets,
+)
+from destseg_export.cli.printing import Bar, report, write_result
 
 BUILD_ROW = "{:<10} {:<9} {:<28} {:>8} {:>8} {:>9} {:>9} {:>7}"
 BUILD_HEADS = (
     "input", "precision", "targets", "parse s", "build s", "onnx MB", "engine MB", "half",
 )  # fmt: skip
+INT8_ROW = "{:>10} {:>6} {:<12} {:>7} {:>7} {:>9} {:>8}"
+INT8_HEADS = ("in float32", "share", "biases", "AUROC", "AP", "score rms", "map max")
 HALF_HEADING = (
     f"{'variant':<32} {'map max':>8} {'mean':>8} {'score':>8} {'mean':>8} {'coarse':>7} "
     f"{'AUROC':>7} {'AP':>7}  gate"
@@ -97,6 +112,57 @@ def _half_line(row: dict[str, Any]) -> str:
     )
     gate = "NG" if row.get("refused") else "OK" if "refused" in row else "reference"
     return f"{row['variant']:<32} {numbers} {coarse:7.2f} {metrics}  {gate}"
+
+
+@click.command("study-int8", cls=OneLineErrors)
+@click.argument("source", type=FILE)
+@GOOD
+@click.option(
+    "--labelled",
+    type=DATASET,
+    required=True,
+    help="Labelled images with masks to compare answers on: a folder or list.",
+)
+@OUTPUT
+@SCHEME
+@PARTS
+@CALIBRATION_IMAGES
+@TEXTURES
+@bit_depth_option
+@VERSION
+def study_int8_command(
+    source: Path,
+    normal: Path,
+    labelled: Path,
+    output: Path | None,
+    scheme: str,
+    parts: tuple[str, ...],
+    images: int,
+    textures: Path | None,
+) -> None:
+    """Measure what INT8 costs a plain fp32 SOURCE, by layers in float32 and corrected biases."""
+    from destseg_export.int8.quantize import Int8Options
+    from destseg_export.studies.int8 import study_int8
+
+    options = Int8Options(INT8_SCHEMES[scheme], parts, images=images, textures=textures)
+    with closing(Bar("ranking layers")) as bar:
+        result = study_int8(
+            source, normal, labelled, options=options, report=report, advance=bar.steps
+        )
+    head = {"data": str(labelled), "artifact": ModelSpec.read(source).artifact.sha256}
+    write_result(output, {**head, **result})
+    say(INT8_ROW.format(*INT8_HEADS))
+    for row in result["rows"]:
+        say(_int8_line(row))
+
+
+def _int8_line(row: dict[str, Any]) -> str:
+    numbers = [f"{row['image_auroc']:.4f}", f"{row['pixel_ap']:.4f}"]
+    numbers += [f"{row[name]:.4f}" if name in row else "" for name in ("score_rms", "map_max_abs")]
+    share = f"{row['float32_share']:.1%}"
+    return INT8_ROW.format(
+        row["in_float32"], share, row.get("biases", "float32"), *numbers
+    ).rstrip()
 
 
 def _image_size(category: Path) -> tuple[int, int]:

@@ -127,15 +127,16 @@ def _fewer(attempt: Callable[[int], Fit], fit: Fit, failed: int, max_drop: float
     return fit
 
 
-def spared(ranked: Sequence[str], macs: Mapping[str, int]) -> int:
+def spared(ranked: Sequence[str], macs: Mapping[str, int], share: float = SPARED) -> int:
     """Return how many of the first layers stay in float32 in any case; at least one is left.
 
     Args:
         ranked: Layers, the most harmful first.
         macs: Layer -> the multiply-accumulates that it does for an image.
+        share: Of all their multiply-accumulates, at most.
     """
     shares = np.cumsum([macs[layer] for layer in ranked]) / sum(macs[layer] for layer in ranked)
-    return int((shares <= SPARED).sum())
+    return int((shares <= share).sum())
 
 
 def rank_layers(

@@ -34,14 +34,8 @@ from destseg_deploy.spec import (
 from destseg_deploy.spec.contract import KEY, contract_of
 from destseg_export.fusions.apply import FOR_INT8, fuse
 from destseg_export.graph.run import open_session
-from destseg_export.int8.budget import (
-    Cost,
-    by_harm,
-    fit_budget,
-    rank_layers,
-    spared,
-)
-from destseg_export.int8.calibrate import TAIL, Calibration, measure_ranges, measure_shifts
+from destseg_export.int8.budget import Cost, fit_budget, spared
+from destseg_export.int8.calibrate import TAIL, Calibration
 from destseg_export.int8.judge import (
     ask,
     check_calibration,
@@ -50,21 +44,9 @@ from destseg_export.int8.judge import (
     cost,
     split,
 )
+from destseg_export.int8.measured import measure
 from destseg_export.int8.networks import NETWORKS
-from destseg_export.int8.qdq import (
-    SCHEMES,
-    find_layers,
-    macs_by_layer,
-    quantize_layers,
-    share_of_macs,
-    tensors_around,
-)
-
-RANKED_ON = 8
-"""Images of the sensitivity sweep, half of them anomalous."""
-
-SHIFTS_ON = 16
-"""Images on which it is measured what rounding adds to a convolution, half of them anomalous."""
+from destseg_export.int8.qdq import SCHEMES, find_layers, share_of_macs
 
 
 @dataclass(frozen=True)
@@ -122,7 +104,7 @@ def quantize_artifact(
     """
     chosen = options or Int8Options()
     check_output(output, ".onnx")
-    spec = _read_source(source, chosen)
+    spec = read_source(source, chosen)
     proto, _ = fuse(onnx.load(source), chosen.fusions)
     layers = find_layers(proto, chosen.parts)
     good = read_normal(normal, spec, 2 * chosen.images)
@@ -137,28 +119,20 @@ def quantize_artifact(
     outputs = [spec.output.map_name, spec.output.score_name]
     before = ask(open_session(proto, outputs), judging, spec.map_size)
     check_reference(before)
-    ranges = measure_ranges(proto, tensors_around(proto, layers), seen.frames)
-    some = seen.frames[_spread(SHIFTS_ON, len(seen.frames))]
-    shifts = measure_shifts(proto, layers, ranges, chosen.scheme, some)
-
-    def quantized(kept: Sequence[str]) -> onnx.ModelProto:
-        return quantize_layers(proto, kept, ranges, chosen.scheme, shifts)
-
-    report(f"ranking {len(layers)} layers")
-    # A sweep runs the whole graph once for each layer and image, so it gets a few images only.
-    few = seen.frames[_spread(RANKED_ON, len(seen.frames))]
-    moved = rank_layers(proto, layers, quantized, few, outputs, advance)
+    found = measure(
+        proto, layers, seen.frames, outputs, chosen.scheme, report=report, advance=advance
+    )
     exact = ask(open_session(proto, outputs), choosing, spec.map_size)
 
-    def measure(kept: Sequence[str]) -> Cost:
-        return cost(exact, ask(open_session(quantized(kept), outputs), choosing, spec.map_size))
+    def cost_of(kept: Sequence[str]) -> Cost:
+        run = open_session(found.quantized(kept), outputs)
+        return cost(exact, ask(run, choosing, spec.map_size))
 
-    macs = macs_by_layer(proto, layers)
-    ranked = by_harm(moved, macs)
-    first = spared(ranked, macs)
+    ranked = found.ranked
+    first = spared(ranked, found.macs)
     report(f"{first} layers, the most harmful for their size, stay in float32")
-    fit = fit_budget(measure, ranked[first:], chosen.max_drop, report)
-    graph = quantized(fit.layers)
+    fit = fit_budget(cost_of, ranked[first:], chosen.max_drop, report)
+    graph = found.quantized(fit.layers)
     after = ask(open_session(graph, outputs), judging, spec.map_size)
     lost = check_kept(before, after, chosen.max_drop)
     made = QuantizationRecord(
@@ -173,10 +147,14 @@ def quantize_artifact(
         int8=after.accuracy(),
         drop=lost,
         max_drop=chosen.max_drop,
-        moved_alone=moved,
+        moved_alone=dict(found.moved),
     )
     calibration = Calibration(
-        len(seen.frames) // 2, len(seen.frames) // 2, str(open_dataset(normal).source), TAIL, ranges
+        len(seen.frames) // 2,
+        len(seen.frames) // 2,
+        str(open_dataset(normal).source),
+        TAIL,
+        found.ranges,
     )
     written = replace(
         spec,
@@ -188,11 +166,6 @@ def quantize_artifact(
     return _write(graph, output, written, calibration, report)
 
 
-def _spread(count: int, among: int) -> NDArray[np.int64]:
-    """Return the indices of some images, spread evenly."""
-    return np.unique(np.linspace(0, among - 1, count).astype(np.int64))
-
-
 def _inherited(threshold: Threshold | None) -> Threshold | None:
     """Return the threshold with a rule that says what it was set for; INT8 moves the scores."""
     if threshold is None:
@@ -200,8 +173,13 @@ def _inherited(threshold: Threshold | None) -> Threshold | None:
     return replace(threshold, rule=f"set for fp32: {threshold.rule}")
 
 
-def _read_source(source: Path, options: Int8Options) -> ModelSpec:
-    """Check everything that can be checked before images are read."""
+def read_source(source: Path, options: Int8Options) -> ModelSpec:
+    """Return an artifact's spec, after checking all that can be checked before images are read.
+
+    Raises:
+        SpecError: If it is missing or belongs to another file.
+        ExportError: If the artifact or an option is not one that can be quantised.
+    """
     spec = ModelSpec.read(source)
     spec.check_artifact(source)
     if spec.kind != "onnx" or spec.precision != "fp32":

@@ -10,7 +10,7 @@ from destseg_deploy.errors import DataError, ExportError, SpecError
 from destseg_deploy.loading import load
 from destseg_deploy.spec import ModelSpec
 from destseg_export.fusions.apply import FOR_INT8, fuse
-from destseg_export.int8 import judge, quantize
+from destseg_export.int8 import judge, measured, quantize
 from destseg_export.int8.budget import rank_layers
 from destseg_export.int8.calibrate import measure_ranges
 from destseg_export.int8.networks import NETWORKS
@@ -27,7 +27,7 @@ def int8(onnx_artifact, category, tmp_path_factory):
     """
     path = tmp_path_factory.mktemp("int8") / "cable-int8.onnx"
     patch = pytest.MonkeyPatch()
-    patch.setattr(quantize, "rank_layers", lambda proto, layers, *rest: dict.fromkeys(layers, 0.0))
+    patch.setattr(measured, "rank_layers", lambda proto, layers, *rest: dict.fromkeys(layers, 0.0))
     # Its images are few and a random network guesses: both are refused; see test_judge.
     patch.setattr(judge, "LEAST_CALIBRATION", 4)
     patch.setattr(quantize, "split", lambda images: (images, images))
@@ -155,7 +155,7 @@ def test_a_budget_that_cannot_be_met_writes_nothing(onnx_artifact, category, tmp
     monkeypatch.setattr(quantize, "split", lambda images: (images, images))
     monkeypatch.setattr(quantize, "check_reference", lambda answers: None)
     monkeypatch.setattr(
-        quantize, "rank_layers", lambda proto, layers, *rest: dict.fromkeys(layers[:3], 0.0)
+        measured, "rank_layers", lambda proto, layers, *rest: dict.fromkeys(layers[:3], 0.0)
     )
     with (
         unchanged(tmp_path),
