@@ -1,8 +1,5 @@
 """Around a call: closing and reloading while calls run, warming up, and where the time went."""
 
-import os
-import select
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +12,7 @@ import pytest
 from destseg_deploy.spec import Threshold
 from tests.cpp.conftest import write_engine
 from tests.cpp.library import ROOT, Refused, Times, frame_of
+from tests.forked import forks, told_by_child
 from tests.tiny import unpacked
 
 
@@ -52,32 +50,23 @@ def test_close_waits_for_the_call_that_runs(slow):
         slow.scores([image()])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@forks
 def test_a_child_neither_uses_nor_closes_its_parents_handle(library, slow):
     """Forked within a call, whose thread the child has not; ONNX Runtime's were missing, too."""
     thread, answers = in_the_background(lambda: slow.scores([image()]))
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with pytest.raises(Refused) as refused:
-                slow.scores([image()])
-            os.write(writer, refused.value.text.encode())
-            slow.close()  # it waits for calls that run, and here none ends
-            with library.open(slow.path) as own:
-                assert np.array_equal(unpacked(own.scores([image()])[0])[0], image())
-            os.write(writer, b" ended")
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        ready, _, _ = select.select([pipe], [], [], 20)
-        told = pipe.read() if ready else "hangs"
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    def act(say):
+        with pytest.raises(Refused) as refused:
+            slow.scores([image()])
+        say(refused.value.text)
+        slow.close()  # it waits for calls that run, and here none ends
+        with library.open(slow.path) as own:
+            assert np.array_equal(unpacked(own.scores([image()])[0])[0], image())
+        say("closed")
+
+    told = told_by_child(act)
     assert "opened before a fork" in told
-    assert told.endswith("ended"), told
+    assert told.endswith("closed"), told
     thread.join()
     assert np.array_equal(unpacked(answers[0][0])[0], image())
     assert np.array_equal(unpacked(slow.scores([image()])[0])[0], image())

@@ -2,8 +2,6 @@
 
 import gc
 import os
-import select
-import signal
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +13,7 @@ from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
 from tests.fakes.runtime import FakeRuntime, fake_spec
+from tests.forked import forks, told_by_child
 
 ROUNDING = 5e-5
 """The random network amplifies float32 rounding, which changes with the batch, up to this."""
@@ -311,41 +310,26 @@ def forked(request):
     opened.close()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@forks
 @pytest.mark.parametrize("forked", FORKED, indirect=True)
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_is_told_not_to_use_its_parents_runtime(forked, frames):
     """PyTorch waited for ever for the parent's threads; ONNX Runtime in 1 of 400 children."""
     predictor = Predictor(forked)
     predictor(frames)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            _tell(writer, predictor, frames)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        ready, _, _ = select.select([pipe], [], [], 30)
-        told = pipe.read() if ready else "hangs"
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    def act(say):
+        for ask in (forked.infer, predictor):
+            try:
+                say(str(ask(frames).score))
+            except BackendError as error:
+                say(str(error))
+        predictor.close()
+        say("closed")
+
+    told = told_by_child(act)
     assert told.count(f"opened in process {os.getpid()} and does not work after a fork") == 2, told
     assert told.endswith("closed"), told
     assert forked.infer(frames).score.shape == (3,), "the parent works on"
-
-
-def _tell(writer, predictor, frames) -> None:
-    """Write to a pipe what a predictor and its runtime answer in this process."""
-    for ask in (predictor.runtime.infer, predictor):
-        try:
-            text = str(ask(frames).score)
-        except BackendError as error:
-            text = str(error)
-        os.write(writer, text.encode())
-    predictor.close()
-    os.write(writer, b"closed")
 
 
 @pytest.mark.parametrize("process", ["parent", "child"])
