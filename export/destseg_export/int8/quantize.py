@@ -104,7 +104,7 @@ def quantize_artifact(
     """
     chosen = options or Int8Options()
     check_output(output, ".onnx")
-    spec = read_source(source, chosen)
+    spec = read_source(source, chosen, report)
     proto, _ = fuse(onnx.load(source), chosen.fusions)
     layers = find_layers(proto, chosen.parts)
     good = read_normal(normal, spec, 2 * chosen.images)
@@ -173,8 +173,15 @@ def _inherited(threshold: Threshold | None) -> Threshold | None:
     return replace(threshold, rule=f"set for fp32: {threshold.rule}")
 
 
-def read_source(source: Path, options: Int8Options) -> ModelSpec:
+def read_source(
+    source: Path, options: Int8Options, report: Callable[[str], None] = lambda line: None
+) -> ModelSpec:
     """Return an artifact's spec, after checking all that can be checked before images are read.
+
+    Args:
+        source: The artifact.
+        options: How it is to be quantised.
+        report: Called with a line where another source would make a faster file.
 
     Raises:
         SpecError: If it is missing or belongs to another file.
@@ -198,6 +205,12 @@ def read_source(source: Path, options: Int8Options) -> ModelSpec:
         raise ExportError(f"part {unknown[0]!r}: expected some of {', '.join(NETWORKS)}.")
     if not 0 <= options.max_drop <= 100:
         raise ExportError(f"--max-drop {options.max_drop}: expected 0 to 100 points.")
+    done = () if spec.fusion is None else spec.fusion.fusions
+    if costly := [name for name in done if name not in options.fusions]:
+        report(
+            f"{source.name} was fused for float32 ({', '.join(costly)}), which makes int8 slower. "
+            "Quantise the plain export for a faster file."
+        )
     return spec
 
 

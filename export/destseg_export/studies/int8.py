@@ -91,7 +91,7 @@ def study_int8(
         ExportError: If the source is not a plain fp32 export.
     """
     chosen = options or Int8Options()
-    spec = read_source(source, chosen)
+    spec = read_source(source, chosen, report)
     proto, _ = fuse(onnx.load(source), chosen.fusions)
     good = read_normal(normal, spec, chosen.images)
     check_calibration(len(good))

@@ -1,6 +1,9 @@
 """fp32 artifact to int8 artifact, on the small random network."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,14 +11,14 @@ import pytest
 
 from destseg_deploy.errors import DataError, ExportError, SpecError
 from destseg_deploy.loading import load
-from destseg_deploy.spec import ModelSpec
+from destseg_deploy.spec import FusionRecord, ModelSpec, ParityRecord
 from destseg_export.fusions.apply import FOR_INT8, fuse
 from destseg_export.int8 import judge, measured, quantize
 from destseg_export.int8.budget import rank_layers
 from destseg_export.int8.calibrate import measure_ranges
 from destseg_export.int8.networks import NETWORKS
 from destseg_export.int8.qdq import Range, find_layers, quantize_layers, tensors_around
-from destseg_export.int8.quantize import Int8Options, quantize_artifact
+from destseg_export.int8.quantize import Int8Options, quantize_artifact, read_source
 from tests.unchanged import unchanged
 
 
@@ -180,6 +183,22 @@ def test_a_budget_that_cannot_be_met_writes_nothing(onnx_artifact, category, tmp
 def test_bad_options_are_refused_before_images_are_read(onnx_artifact, tmp_path, options, words):
     with pytest.raises(ExportError, match=words):
         quantize_artifact(onnx_artifact, tmp_path / "x.onnx", tmp_path / "none", options=options)
+
+
+@pytest.mark.parametrize(
+    ("fusions", "told"), [(FOR_INT8[:2], 0), ((*FOR_INT8[:2], "kernels", "upsampling"), 1)]
+)
+def test_a_source_that_was_fused_for_float32_is_said_to_be_slower(
+    tiny_artifact, tmp_path, fusions, told
+):
+    source = Path(shutil.copy(tiny_artifact, tmp_path))
+    alike = ParityRecord("x.onnx", "images", 1, 0.0, 0.0, 1.0)
+    made = FusionRecord(tuple(fusions), alike)
+    replace(ModelSpec.read(tiny_artifact), fusion=made).write(source)
+    lines = []
+    read_source(source, Int8Options(), lines.append)
+    assert len(lines) == told
+    assert all("(kernels, upsampling), which makes int8 slower" in line for line in lines)
 
 
 def test_bad_images_are_refused(onnx_artifact, category, tmp_path):
