@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -223,19 +224,24 @@ def check_open(resource: object | None, spec: ModelSpec, process: int | None = N
         raise BackendError(f"{spec.artifact.file}: the runtime is closed. Load the artifact again.")
 
 
-def left_to_parent(resource: object, process: int) -> bool:
-    """Keep what a runtime holds if it was opened before a fork, instead of releasing it here.
+def kept_by_children(runtime: object, resource: object) -> Callable[[], bool | None]:
+    """Let a child that is forked from here keep what a runtime holds until it ends.
 
-    To release it, the child would wait for threads, or ask for a GPU, that only the parent has.
+    To release it, the child would wait for threads, or ask for a GPU, that only the parent has. So
+    it is kept when the runtime is closed, when nobody refers to it any more, and at the exit.
 
     Args:
-        resource: What the runtime holds.
-        process: ``os.getpid()`` when the runtime was opened.
+        runtime: Who holds it.
+        resource: What it holds; it must not refer to the runtime.
 
     Returns:
-        Whether this is another process. It then keeps the resource until it ends.
+        What the runtime's ``close`` calls: True in a child, where nothing may be released.
     """
+    return weakref.finalize(runtime, _is_kept, resource, os.getpid())
+
+
+def _is_kept(resource: object, process: int) -> bool:
     if process == os.getpid():
         return False
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))  # else Python releases it, too
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))  # so Python never releases it
     return True

@@ -25,7 +25,7 @@ from destseg_deploy.runtime.base import (
     check_images,
     check_open,
     check_prediction,
-    left_to_parent,
+    kept_by_children,
 )
 from destseg_deploy.runtime.int8_kernels import AS_FLOAT, openvino_saturates, warn_of_scheme
 from destseg_deploy.runtime.offline import import_openvino, openvino_core
@@ -88,6 +88,7 @@ class OpenVinoRuntime:
         self._free: queue.SimpleQueue[Any] | None = queue.SimpleQueue()
         for _ in range(self.requests):
             self._free.put(compiled.create_infer_request())
+        self._keep = kept_by_children(self, self._free)
 
     def _open(
         self,
@@ -140,8 +141,8 @@ class OpenVinoRuntime:
 
     def close(self) -> None:
         """Release the compiled model and its requests."""
-        free, self._free = self._free, None
-        left_to_parent(free, self._process)
+        self._free = None
+        self._keep()
 
 
 def _import(path: Path) -> Any:

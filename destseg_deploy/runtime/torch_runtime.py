@@ -20,7 +20,7 @@ from destseg_deploy.models.half import half_graph
 from destseg_deploy.models.inference import InferenceGraph, StudentTeacherGraph, served_graph
 from destseg_deploy.models.weights import load_checkpoint
 from destseg_deploy.options import TorchOptions
-from destseg_deploy.runtime.base import Prediction, check_images, check_open, left_to_parent
+from destseg_deploy.runtime.base import Prediction, check_images, check_open, kept_by_children
 from destseg_deploy.runtime.parity import check_runtime, parity_frames
 from destseg_deploy.spec import ModelSpec
 
@@ -68,6 +68,7 @@ class PyTorchRuntime:
             else half_graph(model, spec, options.precision)
         )
         self._graph: InferenceGraph | None = served.to(self._device)
+        self._keep = kept_by_children(self, self._graph)
 
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
         """Score images; see ``Runtime.infer``."""
@@ -89,8 +90,8 @@ class PyTorchRuntime:
 
     def close(self) -> None:
         """Drop the networks."""
-        graph, self._graph = self._graph, None
-        left_to_parent(graph, self._process)
+        self._graph = None
+        self._keep()
 
 
 def open_checkpoint(

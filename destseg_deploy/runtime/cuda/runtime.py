@@ -16,7 +16,7 @@ from destseg_deploy.runtime.base import (
     Prediction,
     check_images,
     check_open,
-    left_to_parent,
+    kept_by_children,
 )
 from destseg_deploy.runtime.cuda.arrays import check_arrays, read_arrays
 from destseg_deploy.runtime.cuda.frames import GpuFrames
@@ -59,6 +59,7 @@ class GpuRuntime:
             self._pool = SlotPool(network, gpu, slots)
             owned.callback(self._pool.close)
             self._owned: ExitStack | None = owned.pop_all()
+        self._keep = kept_by_children(self, self._owned)
 
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
         """Score images; see ``Runtime.infer``."""
@@ -121,5 +122,5 @@ class GpuRuntime:
     def close(self) -> None:
         """Wait for the GPU and release everything; a second call does nothing."""
         owned, self._owned = self._owned, None
-        if owned is not None and not left_to_parent(owned, self._process):
+        if owned is not None and not self._keep():
             owned.close()

@@ -17,7 +17,7 @@ from destseg_deploy.device import CPU, Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.options import OrtOptions
-from destseg_deploy.runtime.base import Prediction, check_images, check_open, left_to_parent
+from destseg_deploy.runtime.base import Prediction, check_images, check_open, kept_by_children
 from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.ort.session import (
     bind,
@@ -54,6 +54,7 @@ class OrtRuntime:
         self._process = os.getpid()
         ort, self.spec = check_artifact(path, device, options)
         self._session: Any = open_session(ort, path, self.spec, device, options)
+        self._keep = kept_by_children(self, self._session)
         self.placement = count_nodes(placed_nodes(self._session))
 
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
@@ -78,5 +79,5 @@ class OrtRuntime:
 
     def close(self) -> None:
         """Release the session and all memory; a second call does nothing."""
-        session, self._session = self._session, None
-        left_to_parent(session, self._process)
+        self._session = None
+        self._keep()

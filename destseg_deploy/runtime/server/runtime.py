@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError
 from destseg_deploy.options import ServerOptions
-from destseg_deploy.runtime.base import Prediction, check_images, check_open, left_to_parent
+from destseg_deploy.runtime.base import Prediction, check_images, check_open, kept_by_children
 from destseg_deploy.spec import ModelSpec
 from destseg_deploy.text import printable
 
@@ -75,6 +75,7 @@ class ServerRuntime:
         model = options.model or Path(self.spec.artifact.file).stem
         most = 4 * self.spec.input.batch.max * (math.prod(self.spec.map_size) + 1) + SPARE
         self._server: Transport | None = _open(options, model, most)
+        self._keep = kept_by_children(self, self._server)
         try:
             _check_model(self._server.metadata(), self.spec, options.url)
             _check_hash(self._server.configuration(), self.spec, options.url)
@@ -99,7 +100,7 @@ class ServerRuntime:
     def close(self) -> None:
         """Close the connections."""
         server, self._server = self._server, None
-        if server is not None and not left_to_parent(server, self._process):
+        if server is not None and not self._keep():
             server.close()
 
 

@@ -333,8 +333,14 @@ def test_a_child_is_told_not_to_use_its_parents_runtime(forked, frames):
 
 
 @pytest.mark.parametrize("process", ["parent", "child"])
-def test_only_the_process_that_opened_a_runtime_releases_it(monkeypatch, process, onnx_artifact):
-    """ONNX Runtime's session waits for its threads when it is released: in a child, for ever."""
+@pytest.mark.parametrize("end", ["closed", "dropped"])
+def test_only_the_process_that_opened_a_runtime_releases_it(
+    monkeypatch, process, end, onnx_artifact
+):
+    """ONNX Runtime's session waits for its threads when it is released: in a child, for ever.
+
+    A worker that says ``predictor = load(path)`` drops the one of its parent.
+    """
     pytest.importorskip("onnxruntime")
     from destseg_deploy.runtime.ort.runtime import OrtRuntime
 
@@ -342,6 +348,9 @@ def test_only_the_process_that_opened_a_runtime_releases_it(monkeypatch, process
     session = weakref.ref(runtime._session)
     if process == "child":
         monkeypatch.setattr(os, "getpid", lambda: -1)
-    runtime.close()
+    if end == "closed":
+        runtime.close()
+    else:
+        del runtime
     gc.collect()
     assert (session() is None) == (process == "parent")
