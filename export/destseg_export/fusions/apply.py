@@ -40,7 +40,6 @@ from destseg_export.fusions.optimizer import optimize
 from destseg_export.fusions.products import divide_lengths_once
 from destseg_export.fusions.resizes import fix_resizes
 from destseg_export.fusions.stems import join_stems
-from destseg_export.fusions.upsampling import multiply_to_upsample
 from destseg_export.graph.edit import Fusion, Refusal, open_model, tidy
 from destseg_export.graph.macs import count_macs
 from destseg_export.parity import (
@@ -62,15 +61,12 @@ FUSIONS: Mapping[str, Fusion] = MappingProxyType(
         "shortcuts": move_shortcuts,
         "kernels": move_kernels,
         "kernels-twofold": move_twofold_kernels,
-        "upsampling": multiply_to_upsample,
         "duplicates": drop_duplicates,
         "optimizer": optimize,
     }
 )
-"""In the order in which they are applied; each sees what the ones before it left.
-
-``resizes`` comes early, since those below it read the constant scales; ``upsampling`` comes after
-all that move convolutions below a Resize, since it takes the Resize away."""
+"""In the order in which they are applied; each sees what the ones before it left. ``resizes`` comes
+early, since those below it read the constant scales."""
 
 DEFAULT = tuple(FUSIONS)
 

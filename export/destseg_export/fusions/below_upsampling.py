@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from destseg_export.fusions.resizes import exact_scales
-from destseg_export.fusions.upsampling import linear_matrix, resized
+from destseg_export.fusions.resizes import exact_scales, linear_matrix, resized
 from destseg_export.graph import edit
 
 FOURFOLD = 16

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from destseg_export.fusions.resizes import exact_scales, fix_resizes
+from destseg_export.fusions.resizes import exact_scales, fix_resizes, linear_matrix
 from tests.export.fusions import cases
 
 
-def _graph(target, mode="linear"):
+def _graph(target, mode="linear", **attributes):
     return cases.make(
         [
             cases.node("Relu", ["x"], "r"),
             cases.node("Shape", ["r"], "shape", start=0, end=2),
             cases.node("Concat", ["shape", "target"], "sizes", axis=0),
-            cases.node("Resize", ["r", "", "", "sizes"], "up", mode=mode),
+            cases.node("Resize", ["r", "", "", "sizes"], "up", mode=mode, **attributes),
             cases.node("Neg", ["up"], "y"),
         ],
         {"x": cases.floats("n", 3, 4, 6)},
@@ -51,3 +51,31 @@ def test_a_ratio_that_float32_does_not_hold_is_refused_with_the_reason():
 def test_another_mode_is_refused_with_the_reason():
     reason = cases.refusal(_graph((8, 24), mode="cubic"), fix_resizes)
     assert reason == "node_up: mode 'cubic', expected 'linear'"
+
+
+@pytest.mark.parametrize(
+    ("small", "large"), [((4, 6), (8, 24)), ((1, 1), (7, 5)), ((5, 9), (13, 11)), ((8, 8), (3, 8))]
+)
+def test_a_linear_resize_is_two_products_with_matrices(small, large):
+    resize = cases.node("Resize", ["x", "", "", "sizes"], "y", mode="linear")
+    graph = cases.make(
+        [resize],
+        {"x": cases.floats(2, 3, *small)},
+        {"y": cases.floats(2, 3, *large)},
+        {"sizes": np.array([2, 3, *large])},
+    )
+    planes = cases.random(2, 3, *small)
+    rows, columns = map(linear_matrix, small, large)
+    (wanted,) = cases.run(graph, x=planes)
+    np.testing.assert_allclose(rows @ planes @ columns.T, wanted, atol=cases.ROUNDING)
+    aligned = np.maximum(
+        0, 1 - np.abs(np.linspace(0, small[0] - 1, large[0])[:, None] - np.arange(small[0]))
+    )
+    if small[0] > 1:  # a control: corners aligned
+        assert np.abs(aligned @ planes @ columns.T - wanted).max() > 1e-2
+
+
+def test_corners_aligned_is_refused():
+    graph = _graph((8, 24), coordinate_transformation_mode="align_corners")
+    reason = cases.refusal(graph, fix_resizes)
+    assert reason == "node_up: coordinates 'align_corners', expected 'half_pixel'"

@@ -186,7 +186,7 @@ def test_bad_options_are_refused_before_images_are_read(onnx_artifact, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("fusions", "told"), [(FOR_INT8[:2], 0), ((*FOR_INT8[:2], "kernels", "upsampling"), 1)]
+    ("fusions", "told"), [(FOR_INT8[:2], 0), ((*FOR_INT8[:2], "shortcuts", "kernels"), 1)]
 )
 def test_a_source_that_was_fused_for_float32_is_said_to_be_slower(
     tiny_artifact, tmp_path, fusions, told
@@ -198,7 +198,7 @@ def test_a_source_that_was_fused_for_float32_is_said_to_be_slower(
     lines = []
     read_source(source, Int8Options(), lines.append)
     assert len(lines) == told
-    assert all("(kernels, upsampling), which makes int8 slower" in line for line in lines)
+    assert all("(shortcuts, kernels), which makes int8 slower" in line for line in lines)
 
 
 def test_bad_images_are_refused(onnx_artifact, category, tmp_path):
