@@ -46,12 +46,13 @@ def fold_normalization(model: ir.Model) -> edit.Outcome:
 
 def _fold(model: ir.Model, node: ir.Node) -> edit.Outcome:
     """Fold the steps that end with a node, if convolutions alone read it."""
-    convolutions = node.outputs[0].consumers()
-    if convolutions and {reader.op_type for reader in convolutions} <= {"Slice", "Concat"}:
-        return edit.refused(node, "tiles are cut out of it before the first convolution")
-    if not convolutions or any(reader.op_type != "Conv" for reader in convolutions):
+    convolutions, chain = node.outputs[0].consumers(), _read_chain(node)
+    if not convolutions or not chain.steps:
         return edit.Outcome()
-    chain = _read_chain(node)
+    if {reader.op_type for reader in convolutions} <= {"Slice", "Concat"}:
+        return edit.refused(node, "tiles are cut out of it before the first convolution")
+    if any(reader.op_type != "Conv" for reader in convolutions):
+        return edit.Outcome()
     if len(chain.steps) < 2:
         return edit.refused(node, "one step already, nothing to fold")
     if not np.all(chain.scale):

@@ -168,7 +168,7 @@ def _activations(
     ``pooled_sum`` what it would if a plane were added up in half before it is divided.
     """
     images = [sample.image for sample in list_test(category)]
-    frames, source = given_frames(images, trained, spec.size)
+    frames, _ = given_frames(images, trained, spec.size)
     graph = to_half(proto, "fp16", islands=())[0]
     found = measure_activations(graph, frames)
     steps = ir.from_proto(graph).graph
@@ -179,7 +179,7 @@ def _activations(
     plane = spec.network.height * spec.network.width / 16  # the segmentation network's stride is 4
     largest = sorted(found, key=found.__getitem__, reverse=True)[:LISTED]
     return {
-        "images": f"{len(frames)} {source}",
+        "images": f"{len(frames)} images of {category.as_posix()}/test",
         "largest": {name: found[name] for name in largest},
         "sum_of_squares": length**2,
         "pooled_sum": pooled * plane,

@@ -76,3 +76,17 @@ def test_shared_weights_are_refused_with_the_reason():
 def test_one_step_is_nothing_to_fold():
     folded, _ = cases.fused(_graph(), fold_normalization)
     assert "nothing to fold" in cases.refusal(folded, fold_normalization)
+
+
+def test_a_product_of_features_is_no_normalisation():
+    """Of such a one it was said that tiles are cut out of it, of a model without tiles."""
+    graph = cases.make(
+        [
+            cases.node("Mul", ["t", "s"], "product"),
+            cases.node("Concat", ["product", "t"], "y", axis=1),
+        ],
+        {"t": cases.floats("n", 3, 4, 4), "s": cases.floats("n", 3, 4, 4)},
+        {"y": cases.floats("n", 6, 4, 4)},
+        {},
+    )
+    assert cases.refusal(graph, fold_normalization) == ""
