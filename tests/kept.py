@@ -19,7 +19,7 @@ from destseg_deploy.files import sha256
 try:
     import fcntl
 except ImportError:  # Windows: two processes may then make it both
-    fcntl = None  # type: ignore[assignment]  # a module is no Optional
+    fcntl = None
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("destseg_deploy", "export/destseg_export")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from destseg_deploy.errors import ExportError
 from destseg_export.graph.run import open_session
 
-SPARE = 0.8
+CHOSEN_WITHIN = 0.8
 """Share of each limit that the layers are chosen within: the images that judge are others, and may
 lose more than those that chose."""
 
@@ -42,7 +42,7 @@ class Cost:
 
     def within(self, max_drop: float) -> bool:
         """Return whether layers with this cost may be chosen; NaN may not."""
-        return self.lost <= SPARE * max_drop and self.moved <= SPARE
+        return self.lost <= CHOSEN_WITHIN * max_drop and self.moved <= CHOSEN_WITHIN
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def fit_budget(
     Args:
         measure: Returns what some layers in 8 bit cost.
         ranked: Layers, the first to give back first.
-        max_drop: Points that pixel AP and image AUROC may lose each; see ``SPARE``.
+        max_drop: Points that pixel AP and image AUROC may lose each; see ``CHOSEN_WITHIN``.
         report: Called with a line for each attempt.
 
     Raises:
@@ -100,13 +100,13 @@ def fit_budget(
         if fit.cost.within(max_drop):
             return _fewer(attempt, fit, failed, max_drop)
         failed = count
-    best = min(tried, key=lambda fit: (max(fit.cost.moved, SPARE), fit.cost.lost))
+    best = min(tried, key=lambda fit: (max(fit.cost.moved, CHOSEN_WITHIN), fit.cost.lost))
     raise ExportError(
-        f"int8 may lose more than {SPARE * max_drop:g} points ({SPARE:.0%} of those allowed), or "
-        f"moves answers too far, with any choice of layers. Best found: {best.cost.lost:.2f} "
-        f"points and {best.cost.moved:.0%} of the limit with {len(best.layers)} of {len(ranked)} "
-        "layers. Nothing was written. Allow more with --max-drop, calibrate on more images, or use "
-        "fp32."
+        f"int8 may lose more than {CHOSEN_WITHIN * max_drop:g} points ({CHOSEN_WITHIN:.0%} of "
+        "those allowed), or moves answers too far, with any choice of layers. Best found: "
+        f"{best.cost.lost:.2f} points and {best.cost.moved:.0%} of the limit with "
+        f"{len(best.layers)} of {len(ranked)} layers. Nothing was written. Allow more with "
+        "--max-drop, calibrate on more images, or use fp32."
     )
 
 

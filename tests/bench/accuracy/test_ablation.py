@@ -79,7 +79,7 @@ def test_what_two_settings_share_is_trained_once(tmp_path: Path) -> None:
 
 def test_checkpoints_are_sorted_by_what_they_were_trained_with() -> None:
     def run(category: str, **recipe: object) -> Run:
-        made = replace(PAPER, **recipe).for_category(category)  # type: ignore[arg-type]  # some of its fields
+        made = replace(PAPER, **recipe).for_category(category)
         return Run(Path(category), Path(f"art/{category}.safetensors"), made)
 
     (found,) = sort_runs(GAMMA, [run("cable", gamma=8.0)])

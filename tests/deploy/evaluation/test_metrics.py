@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import (  # type: ignore[import-untyped]  # it ships no types
+from sklearn.metrics import (
     average_precision_score,
     precision_recall_curve,
     roc_auc_score,

@@ -324,7 +324,7 @@ def test_forward_is_the_description_written_out(trained: DeSTSeg, images: Tensor
 def test_another_order_or_sign_is_noticed(
     mistake: dict[str, object], trained: DeSTSeg, images: Tensor
 ) -> None:
-    wrong = written_out(dict(trained.state_dict()), images, images, **mistake)  # type: ignore[arg-type]  # one of several keywords
+    wrong = written_out(dict(trained.state_dict()), images, images, **mistake)
     segmentation, distance = apart(trained(images), wrong)
     assert segmentation > 1e-2
     assert distance < 1e-5  # of which the mistake is no part

@@ -550,7 +550,7 @@ def test_tensors_are_saved_dense_whatever_their_order_in_memory(
     monkeypatch.setattr(weights, "save", keep)
     net = DeSTSeg()
     net.load_state_dict(model.state_dict())
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no overload with memory_format
+    net.to(memory_format=torch.channels_last)
     assert not net.student_net.encoder.conv1.weight.is_contiguous()
     spec = save_checkpoint(net, ModelSpec.read(checkpoint), tmp_path / "cable.safetensors")
     assert all(tensor.is_contiguous() for tensor in saved[0].values())

@@ -313,7 +313,7 @@ def forked(request):
 @forks
 @pytest.mark.parametrize("forked", FORKED, indirect=True)
 def test_a_child_is_told_not_to_use_its_parents_runtime(forked, frames):
-    """PyTorch waited for ever for the parent's threads; ONNX Runtime in 1 of 400 children."""
+    """PyTorch waited for ever for the parent's threads; ONNX Runtime in 1 of 800 children."""
     predictor = Predictor(forked)
     predictor(frames)
 

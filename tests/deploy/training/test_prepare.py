@@ -117,7 +117,7 @@ def test_rotation_is_the_papers_for_its_categories_unless_chosen(
     recipe = replace(TINY, rotation=rotation)
     setup = set_up(tmp_path / name, recipe)
     assert setup.recipe == replace(recipe, rotation=expected)
-    lean = setup.source().__self__  # type: ignore[attr-defined]  # of a DeviceLoader's method
+    lean = setup.source().__self__
     assert (lean.sampler.rotation, lean.sampler.seed) == (expected, recipe.seed)
 
 

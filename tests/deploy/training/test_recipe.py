@@ -154,7 +154,7 @@ class Rates(SGD):
 
     log: ClassVar[list[tuple[float, ...]]] = []
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure here
+    def step(self, closure: Any = None) -> None:
         self.log.append(tuple(group["lr"] for group in self.param_groups))
         super().step(closure)
 

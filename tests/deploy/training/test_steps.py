@@ -53,7 +53,7 @@ def bilinear(x: Tensor, size: Any) -> Tensor:
 
 def reference(net: DeSTSeg, steps: tuple[int, int], mistake: str = "") -> State:
     """Train as the paper's section 3 says, every network in every step, or with a mistake."""
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no overload with memory_format
+    net.to(memory_format=torch.channels_last)
     decay = 0.0 if mistake == "no weight decay" else 1e-4
     how = {"momentum": 0.9, "weight_decay": decay, "nesterov": mistake == "nesterov"}
     student_sgd = SGD(net.student_net.parameters(), lr=0.4, **how)
@@ -166,7 +166,7 @@ def test_lean_and_literal_loops_give_the_same_bits(kind: type[DeSTSeg]) -> None:
     assert isinstance(loop.steps, LiteralSteps)
     assert loop.order is torch.contiguous_format
     loop.order = torch.channels_last  # as lean steps; sums in another order differ in last bits
-    literal.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no overload with memory_format
+    literal.to(memory_format=torch.channels_last)
     state = RunState.fresh(recipe.steps)
     loop.fit(noise, state)
     assert np.array_equal(state.losses, losses)

@@ -3,7 +3,7 @@
 import pytest
 
 from destseg_deploy.errors import ExportError
-from destseg_export.int8.budget import SPARE, Cost, by_harm, doubling, fit_budget, spared
+from destseg_export.int8.budget import CHOSEN_WITHIN, Cost, by_harm, doubling, fit_budget, spared
 
 LOST = {"a": 2.0, "b": 0.4, "c": 0.1}
 
@@ -24,7 +24,7 @@ def _measure(kept):
 )
 def test_the_most_sensitive_go_first(allowed, layers, lost):
     """Within a share of the budget: the images that judge may lose more than these."""
-    fit = fit_budget(_measure, "abc", allowed / SPARE)
+    fit = fit_budget(_measure, "abc", allowed / CHOSEN_WITHIN)
     assert "".join(fit.layers) == layers
     assert "".join(fit.given_back) == "abc"[: 3 - len(layers)]
     assert fit.cost.lost == pytest.approx(lost)
@@ -42,10 +42,10 @@ def test_a_layer_that_moves_an_answer_too_far_is_given_back_though_the_metrics_h
     """They were refused only on the images that judge: after minutes, and with no layer tried."""
 
     def measure(kept):
-        return Cost(-0.2, far if "a" in kept else SPARE)
+        return Cost(-0.2, far if "a" in kept else CHOSEN_WITHIN)
 
     fit = fit_budget(measure, "abc", 0.5)
-    assert (fit.given_back, fit.cost.moved) == (("a",), SPARE)
+    assert (fit.given_back, fit.cost.moved) == (("a",), CHOSEN_WITHIN)
     with pytest.raises(ExportError, match=r"or moves answers too far, .*-0\.20 points and 150% of"):
         fit_budget(lambda kept: Cost(-0.2, 1.5), "abc", 0.5)
 
