@@ -6,10 +6,7 @@ BIN := $(VENV)/bin
 #   make demo PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_OPTIONS ?=
 
-# The newer Python of test-newer.
-NEWER ?= python3.12
-
-.PHONY: install builders demo gpu docs test test-deploy test-bench test-cpp test-export test-house test-ray test-arm64 test-gcc9 test-newer test-triton lint types house format clean
+.PHONY: install builders demo gpu docs test test-deploy test-bench test-cpp test-export test-house test-ray test-arm64 test-gcc9 test-triton lint types house format clean
 
 install: $(VENV)/.installed
 
@@ -106,15 +103,17 @@ $(VENV)/.gcc9: $(VENV)/.installed
 	debootstrap --variant=minbase --include=g++-9,cmake,make bullseye $(VENV)/bullseye $(DEBIAN)
 	touch $@
 
-# What runs without torch, under a newer Python: since 3.12 errors keep the frames that raised them alive
-# in other ways, and with them contexts of TensorRT.
-test-newer: $(VENV)/.newer
-	$(VENV)/newer/bin/python -m pytest -q tests/deploy/runtime/trt tests/house/test_light_import.py
+# What runs without torch, under another Python: make test-python3.10 (the oldest), make test-python3.12. Since
+# 3.12 errors keep the frames that raised them alive in other ways, and with them contexts of TensorRT.
+test-python3.%: $(VENV)/.python3.%
+	$(VENV)/python3.$*/bin/python -m pytest -q tests/deploy/runtime/trt tests/house/test_light_import.py
 
-$(VENV)/.newer: setup.cfg constraints.txt $(VENV)/.installed
-	$(NEWER) -m venv $(VENV)/newer
-	$(VENV)/newer/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt numpy opencv-python-headless Pillow click pytest
+$(VENV)/.python3.%: setup.cfg constraints.txt $(VENV)/.installed
+	python3.$* -m venv $(VENV)/python3.$*
+	$(VENV)/python3.$*/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt numpy opencv-python-headless Pillow click pytest tomli
 	touch $@
+
+.PRECIOUS: $(VENV)/.python3.%
 
 # A real Triton server, from NVIDIA's wheel: parity, batches, an update under load (see the test). Its
 # Python back end needs numpy before 2, so it has an environment of its own.

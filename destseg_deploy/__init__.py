@@ -9,15 +9,20 @@ Importing this loads neither torch nor onnx; each back end is imported when it i
 """
 
 import destseg_deploy.at_start  # noqa: F401 - first, before anything that takes time
+from destseg_deploy.data.defects import Defect
+from destseg_deploy.data.pixel_formats import FrameFormat
 from destseg_deploy.device import Device
+from destseg_deploy.environment import VERSION as __version__
 from destseg_deploy.errors import (
     BackendError,
     DataError,
     DataWarning,
     DestsegError,
     ExportError,
+    JobError,
     MetricError,
     OutOfMemoryError,
+    OutputError,
     ParityError,
     ShapeError,
     SpecError,
@@ -27,6 +32,7 @@ from destseg_deploy.errors import (
 from destseg_deploy.loading import load
 from destseg_deploy.options import (
     OpenVinoOptions,
+    Options,
     OrtOptions,
     ServerOptions,
     TensorRtOptions,
@@ -40,14 +46,19 @@ __all__ = [
     "BackendError",
     "DataError",
     "DataWarning",
+    "Defect",
     "DestsegError",
     "Device",
     "ExportError",
+    "FrameFormat",
+    "JobError",
     "MetricError",
     "ModelSpec",
     "OpenVinoOptions",
+    "Options",
     "OrtOptions",
     "OutOfMemoryError",
+    "OutputError",
     "ParityError",
     "Prediction",
     "Predictor",
@@ -60,5 +71,6 @@ __all__ = [
     "TorchOptions",
     "TrainingError",
     "WeightsError",
+    "__version__",
     "load",
 ]

@@ -12,9 +12,11 @@ import signal
 import sys
 from contextlib import suppress
 
-PROGRAMS = re.compile(r"destseg(-|$|\.exe$)")
-"""How the names of our commands begin: ``destseg`` itself, ``destseg-train`` and so on."""
+COMMANDS = "train evaluate predict threshold sample report page export bench"
+"""Each is installed as ``destseg-<command>``, beside ``destseg``."""
 
-if PROGRAMS.match(os.path.basename(next(iter(sys.argv), ""))):
+PROGRAM = re.compile(rf"destseg(-({COMMANDS.replace(' ', '|')}))?(-script\.py|\.exe)?")
+
+if PROGRAM.fullmatch(os.path.basename(next(iter(sys.argv), ""))):
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))

@@ -1,4 +1,4 @@
-"""Every error this project raises on purpose.
+"""Every error this project raises on purpose; some modules have a kind of their own.
 
 A message says what was wrong and its value, what was expected, and what to do. The commands print
 it as one line and exit with status 1. Any other exception is a bug and keeps its traceback.

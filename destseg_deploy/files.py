@@ -75,13 +75,27 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or _is_temporary(error.filename)):
-            error.filename, error.filename2 = str(path), None
+        if error.errno is not None and (named := _final_name(error.filename, path)) is not None:
+            error.filename, error.filename2 = str(named), None
         raise
 
 
-def _is_temporary(name: str | bytes) -> bool:
-    return any(owner_of(part) is not None for part in Path(os.fsdecode(name)).parts)
+def _final_name(name: str | bytes | None, path: Path) -> Path | None:
+    """Return what an error should name in place of a temporary file; None to keep the name.
+
+    Args:
+        name: What it names.
+        path: The file that is replaced, or the folder that a staged file is moved to.
+    """
+    if name is None:
+        return path
+    parts = Path(os.fsdecode(name)).parts
+    temporary = [i for i, part in enumerate(parts) if owner_of(part) is not None]
+    if not temporary:
+        return None
+    below, staged = Path(*parts[: temporary[-1]]), parts[temporary[-1] + 1 :]
+    hidden = any(part.startswith(".") for part in staged)  # a journal, or what is kept of before
+    return path.joinpath(*staged) if below == path and not hidden else path
 
 
 @contextmanager

@@ -9,21 +9,21 @@ the machine or the artifact is refused when the artifact is opened.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from destseg_deploy.device import Device
-from destseg_deploy.errors import BackendError
+from destseg_deploy.errors import BackendError, DestsegError
 
 T = TypeVar("T")
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt", "pytorch", "server")
 
 MOST_THREADS = 1024
-"""Of threads, and of calls at a time: a back end that is asked for millions ends the process."""
+"""The most threads, and calls at a time: a back end that is asked for millions ends the process."""
 
 
 def option(
@@ -42,7 +42,7 @@ def option(
     Args:
         default: Its value unless given.
         text: What it does; the help of the command's option.
-        choices: The only values it takes.
+        choices: The only values it takes; or its type is a ``Literal`` of them.
         between: Smallest and largest number it takes; None for any.
         device: Kind of device it is for; None for all that the back end has.
         metavar: What the help writes for its value.
@@ -63,40 +63,60 @@ def option(
 
 @dataclass(frozen=True)
 class Checked:
-    """Options whose fields were made by ``option`` and are checked by what it says of them."""
+    """Options whose fields are checked by their types, and by what ``option`` says of them."""
+
+    error: ClassVar[type[DestsegError]] = BackendError
+    """What is raised where a value is refused."""
 
     def __post_init__(self) -> None:
-        """Refuse values of another type, not among the choices, or too small; paths may be text.
+        """Refuse values of another type, not among the choices, or out of range.
+
+        Paths and devices may be given as text.
 
         Raises:
-            BackendError: With the field, its value, and what was expected.
+            DestsegError: Of the class ``error``, with the field, its value, and what was expected.
         """
         hints = get_type_hints(type(self))
         for one in fields(self):
-            value, hint = getattr(self, one.name), hints[one.name]
-            if isinstance(value, str) and value.strip() and Path in get_args(hint):
-                object.__setattr__(self, one.name, Path(value))
-            elif not _is_of(value, hint):
+            hint = hints[one.name]
+            value = _read(getattr(self, one.name), hint)
+            object.__setattr__(self, one.name, value)
+            if not _is_of(value, hint):
                 kind = " or ".join(_type_names(hint))
-                raise BackendError(
+                raise self.error(
                     f"{one.name} {value!r}: got {type(value).__name__}, expected {kind}."
                 )
-            value, choices, between = (
-                getattr(self, one.name),
-                one.metadata["choices"],
-                one.metadata["between"],
-            )
-            if choices and value not in choices:
-                raise BackendError(f"{one.name} {value!r}: expected {' or '.join(choices)}.")
+            choices, between = choices_of(one, hint), one.metadata.get("between")
+            if choices and value is not None and value not in choices:
+                raise self.error(f"{one.name} {value!r}: expected {' or '.join(choices)}.")
             # NaN is within no range.
             if between and value is not None and not between[0] <= value <= between[1]:
-                raise BackendError(f"{one.name}: {value}, expected {between[0]} to {between[1]}.")
+                raise self.error(f"{one.name}: {value}, expected {between[0]} to {between[1]}.")
+
+
+def choices_of(one: Field[Any], hint: Any) -> tuple[str, ...]:
+    """Return the only values that a field of a type takes; empty if it takes others."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    found: tuple[str, ...] = one.metadata.get("choices", ())
+    return found
+
+
+def _read(value: object, hint: Any) -> object:
+    """Return a value, text as the path or the device that the field holds."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    if hint is Device:
+        return Device.parse(value)
+    return Path(value) if Path in get_args(hint) else value
 
 
 def _is_of(value: object, hint: Any) -> bool:
     """Tell whether a value has a field's type: a class, a union, or a tuple of one type."""
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_is_of(v, get_args(hint)[0]) for v in value)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)
     if isinstance(hint, UnionType):
         return any(_is_of(value, one) for one in get_args(hint))
     if hint is float:
@@ -106,6 +126,8 @@ def _is_of(value: object, hint: Any) -> bool:
 
 
 def _type_names(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return ["str"]
     parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return ["None" if p is type(None) else str(p) if get_args(p) else p.__name__ for p in parts]
 
@@ -227,17 +249,15 @@ class OpenVinoOptions(Checked):
         device="cpu",
         unset="OpenVINO's choice",
     )
-    precision: str = option(
+    precision: Literal["fp32", "bf16"] = option(
         "fp32",
         "bf16 is about twice as fast where the CPU computes in it, and scores differ by up to a "
         "tenth; set the threshold in the precision that runs. Layers that the artifact "
         "holds in INT8 run in INT8 either way.",
-        choices=("fp32", "bf16"),
     )
-    hint: str = option(
+    hint: Literal["latency", "throughput"] = option(
         "latency",
         "latency gives all cores to one call, throughput runs several calls at the same time.",
-        choices=("latency", "throughput"),
     )
     streams: int = option(
         0,
@@ -263,11 +283,10 @@ class OpenVinoOptions(Checked):
 class TensorRtOptions(Checked):
     """How TensorRT runs an engine."""
 
-    binding: str = option(
+    binding: Literal["auto", "torch", "cuda.core", "pycuda", "driver"] = option(
         "auto",
         "How CUDA is reached. driver needs no package; auto takes torch where the process has "
         "loaded it, else the first of cuda.core, pycuda and driver that is installed.",
-        choices=("auto", "torch", "cuda.core", "pycuda", "driver"),
     )
     contexts: int = option(
         2,
@@ -295,12 +314,11 @@ class TorchOptions(Checked):
         "and the scores change a little.",
         device="cuda",
     )
-    precision: str = option(
+    precision: Literal["fp32", "fp16", "bf16"] = option(
         "fp32",
         "fp32 runs the checkpoint as it was trained. fp16 and bf16 fold BatchNorm and round the "
         "weights once; what half cannot hold stays float32. Answers are compared with float32's "
         "before the model is used, and refused if they differ too much.",
-        choices=("fp32", "fp16", "bf16"),
     )
     cuda_graph: bool = option(
         True,
@@ -336,7 +354,7 @@ class ServerOptions(Checked):
     url: str = option(
         "",
         "Address of a server that speaks KServe V2, such as Triton, OpenVINO Model Server or "
-        "destseg page. It computes; the spec beside the artifact judges. http, https, grpc or "
+        "destseg page. The server computes; the local spec sets OK or NG. http, https, grpc or "
         "grpcs.",
         metavar="http://HOST:PORT",
         unset="none; this machine computes",

@@ -2,16 +2,17 @@
 
 An image that cannot be read gets a row with its error, so that one among thousands costs no other
 its score. All else is written as a whole, or not at all. What an earlier run wrote to the folder is
-replaced, pictures included, so that two runs never mix.
+replaced, pictures included, so that two runs never mix. ``RECORD`` says which pictures those are:
+the names in a table do not lead to them, since a table cannot hold any file name.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, fields
 from itertools import chain, count
 from pathlib import Path
@@ -21,14 +22,14 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
 from destseg_deploy.data.finding import common_folder, folder_below
-from destseg_deploy.errors import DataError, ShapeError
+from destseg_deploy.errors import DataError, OutOfMemoryError, ShapeError
 from destseg_deploy.files import making, refuse_others, staging
 from destseg_deploy.locks import locked
 from destseg_deploy.pictures.overlays import contact_sheet, overlay, write_png
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.spec import Threshold
-from destseg_deploy.text import write_csv
+from destseg_deploy.text import load_json, write_csv
 
 OVERVIEW_TILES = 24
 OVERVIEW_COLUMNS = 6
@@ -64,6 +65,9 @@ COLUMNS = tuple(field.name for field in fields(Row))
 TABLES = {"predictions.csv": "image,score,", "predictions.json": '[\n  {\n    "image": '}
 """Name of a table -> how ours begins; the columns after these may change."""
 
+RECORD = Path(".pictures.json")
+"""Which pictures a run wrote, and the bytes of each: one that was changed since is the user's."""
+
 
 def predict_files(
     predictor: Predictor,
@@ -77,8 +81,9 @@ def predict_files(
 ) -> list[Row]:
     """Score image files and write ``<output>/predictions.<table>`` and ``<output>/overlays``.
 
-    ``<output>/overview.png`` shows the overlays of the highest scores on one page. Everything
-    is made in a temporary folder first, so an interruption leaves nothing behind.
+    ``<output>/overview.png`` shows the overlays of the highest scores on one page, and
+    ``<output>/.pictures.json`` names all pictures. Everything is made in a temporary folder first,
+    so an interruption leaves nothing behind.
 
     Args:
         predictor: The model.
@@ -104,11 +109,12 @@ def predict_files(
     names = overlay_names(paths)
     rows: list[Row] = []
     scored = _scored(predictor, paths, batch_size)
-    written = [f"predictions.{table}", *(("overview.png", "overlays") if overlays else ())]
     held = locked(output / "predictions", output)
     with making(output), held, staging(output, durable=False) as staged:
-        refuse_others([output / name for name in written], _is_ours)
         before = _earlier(output)
+        _refuse_others(output, [Path(f"predictions.{table}")], before)
+        if overlays:
+            _refuse_others(output, _pictures(names), before)
         for image, name, (frame, found) in zip(paths, names, scored, strict=True):
             if frame is None or isinstance(found, str):
                 rows.append(Row(str(image), None, error=str(found)))
@@ -123,8 +129,9 @@ def predict_files(
         _write_table(rows, staged / f"predictions.{table}")
         if overlays:
             _write_overview(rows, names, staged)
-        made = {path.relative_to(staged) for path in staged.rglob("*") if path.is_file()}
-    _remove(output, before - made)
+            _write_record(staged, before)
+        made = _files_below(staged)
+    _remove(output, before.keys() - made.keys())
     return rows
 
 
@@ -133,28 +140,67 @@ def _none_read(rows: Sequence[Row]) -> str:
     return first if len(rows) == 1 else f"none of {len(rows)} images was scored. {first}"
 
 
-def _earlier(output: Path) -> set[Path]:
-    """Return what an earlier run wrote to a folder, as its table tells, below that folder."""
-    found: set[Path] = set()
-    drawn = (output / "overview.png").is_file()  # else the run drew no overlays
-    for name in TABLES:
-        if images := _images_of(output / name):
-            found.add(Path(name))
-            overlays = [Path("overlays", overlay) for overlay in overlay_names(images)]
-            found |= {Path("overview.png"), *overlays} if drawn else set()
+def _pictures(names: Iterable[Path]) -> list[Path]:
+    """Return all that is written beside a table, below the output."""
+    overlays = Path("overlays")
+    return [RECORD, Path("overview.png"), overlays, *(overlays / name for name in names)]
+
+
+def _refuse_others(output: Path, names: Iterable[Path], before: Mapping[Path, int]) -> None:
+    """Refuse to replace what no earlier run wrote; its folder of overlays may hold more."""
+
+    def is_ours(path: Path) -> bool:
+        return bool(before) if path.is_dir() else path.relative_to(output) in before
+
+    refuse_others((output / name for name in names), is_ours)
+
+
+def _earlier(output: Path) -> dict[Path, int]:
+    """Return the files that an earlier run wrote and nobody changed since, with their bytes."""
+    ours = {Path(name) for name, text in TABLES.items() if _begins(output / name, text)}
+    found = {name: size for name in ours if (size := _size(output / name)) is not None}
+    recorded = _read_record(output / RECORD)
+    if recorded is not None:
+        found[RECORD] = 0
+        found |= {name: size for name, size in recorded.items() if _size(output / name) == size}
     return found
 
 
-def _images_of(table: Path) -> list[Path]:
-    """Return the images of a table of ours; none if it is not ours or cannot be read."""
-    if not _begins(table, TABLES[table.name]):
-        return []
+def _read_record(path: Path) -> dict[Path, int] | None:
+    """Return the pictures of a record with their bytes; None if it is missing or not ours."""
     try:
-        text = table.read_text("utf-8-sig")
-        rows = json.loads(text) if table.suffix == ".json" else csv.DictReader(io.StringIO(text))
-        return [Path(row["image"].removeprefix("'")) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error):
-        return []
+        found = load_json(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(size, int) for size in found.values()):
+        return None
+    sizes = {Path(name): size for name, size in found.items()}
+    # A record from elsewhere must not lead out of its folder.
+    return {n: size for n, size in sizes.items() if not n.anchor and ".." not in n.parts}
+
+
+def _write_record(staged: Path, before: Mapping[Path, int]) -> None:
+    """Record the staged pictures, and those of before: a crash may come before their removal."""
+    pictures = {
+        name.as_posix(): size
+        for name, size in {**before, **_files_below(staged)}.items()
+        if name.suffix == ".png"
+    }
+    (staged / RECORD).write_text(json.dumps(pictures, indent=1) + "\n", "utf-8")
+
+
+def _files_below(folder: Path) -> dict[Path, int]:
+    """Return the files at any depth of a folder, with their bytes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.stat().st_size for path in files}
+
+
+def _size(path: Path) -> int | None:
+    """Return the bytes of a file, or None if it is not there; a link is not what a run wrote."""
+    try:
+        return path.lstat().st_size
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return None
 
 
 def _remove(output: Path, names: Iterable[Path]) -> None:
@@ -175,7 +221,7 @@ def overlay_names(images: Sequence[Path]) -> list[Path]:
     """
     if not images:
         raise DataError("images: none were passed. Pass at least one image file.")
-    parents = [path.resolve().parent for path in images]
+    parents = [_real_folder(path) for path in images]
     common = common_folder(parents)
     names: list[Path] = []
     taken: set[Path] = set()
@@ -189,6 +235,13 @@ def overlay_names(images: Sequence[Path]) -> list[Path]:
     return names
 
 
+def _real_folder(path: Path) -> Path:
+    """Return the folder of a file without links, so that one folder has one name."""
+    with suppress(ValueError):  # a zero byte; whoever reads the file says so
+        return Path(os.path.realpath(path.parent))
+    return path.parent
+
+
 def _scored(
     predictor: Predictor, images: Sequence[Path], batch_size: int | None
 ) -> Iterator[tuple[NDArray[np.uint8] | None, Prediction | str]]:
@@ -200,7 +253,7 @@ def _scored(
         for path in images:
             try:
                 frame = predictor.read(path)
-            except (DataError, ShapeError) as error:
+            except (DataError, ShapeError, OutOfMemoryError) as error:
                 waiting.append(str(error))
             else:
                 waiting.append(frame)
@@ -265,11 +318,6 @@ def _write_table(rows: Sequence[Row], path: Path) -> None:
         path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
     else:
         write_csv(path, COLUMNS, (astuple(row) for row in rows))
-
-
-def _is_ours(path: Path) -> bool:
-    """Tell whether a file of the output is of an earlier run: a table of ours is beside it."""
-    return any(_begins(path.with_name(name), text) for name, text in TABLES.items())
 
 
 def _begins(path: Path, text: str) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import IOBase
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -27,7 +26,7 @@ from destseg_deploy.runtime.base import (
     check_prediction,
     check_values,
 )
-from destseg_deploy.spec import ModelSpec, Threshold
+from destseg_deploy.spec import ModelSpec, Threshold, exceeds
 
 SINGLE = (str, Path, Image.Image, bytes, bytearray, memoryview, IOBase)
 """What Python can go through piece by piece, and is one thing here: a frame, or no frame at all."""
@@ -62,6 +61,11 @@ class Predictor:
         self.runtime = runtime
         self._remarked = False
         self._pipeline = runtime.open_frames() if isinstance(runtime, TakesFrames) else None
+
+    def __repr__(self) -> str:
+        """Return the file, its precision, and the size of its frames: height x width."""
+        file, size = self.spec.artifact.file, "x".join(map(str, self.spec.size))
+        return f"Predictor({file}, {self.spec.precision}, {size})"
 
     @property
     def spec(self) -> ModelSpec:
@@ -102,24 +106,18 @@ class Predictor:
             DataError: If a file or a Pillow image cannot be read.
             BackendError: If the runtime's answer is not within [0, 1].
         """
-        listed = list(_several(frames, _dimensions(frame_format)))
-        if not listed:
-            raise ShapeError("frames: none were passed. Pass at least one uint8 (H, W, 3) frame.")
         singles = list(
-            self.stream(listed, source_maps=source_maps, frame_format=frame_format, maximum=maximum)
+            self.stream(frames, source_maps=source_maps, frame_format=frame_format, maximum=maximum)
         )
+        if not singles:
+            raise ShapeError("frames: none were passed. Pass at least one uint8 (H, W, 3) frame.")
         sizes = {single.anomaly_map.shape[1:] for single in singles}
         if len(sizes) > 1:
             raise ShapeError(
                 f"frames: of {len(sizes)} sizes, such as {sizes.pop()} and {sizes.pop()}, so their "
                 "maps do not stack. Use Predictor.stream, or leave source_maps out."
             )
-        return Prediction(
-            np.concatenate([single.anomaly_map for single in singles]),
-            np.concatenate([single.score for single in singles]),
-            tuple(size for single in singles for size in single.frame_sizes or ()),
-            singles[0].pixel_threshold,
-        )
+        return Prediction.concatenate(singles)
 
     def stream(
         self,
@@ -137,7 +135,9 @@ class Predictor:
         photographed, call the predictor with the frame instead.
 
         Args:
-            frames: Any iterable of what ``__call__`` takes, each of its own size.
+            frames: Any iterable of what ``__call__`` takes, each of its own size. A camera may give
+                the next frame in the same memory: frames of an iterator are copied where several
+                wait for their batch.
             source_maps: Return each map at its frame's size.
             batch_size: Frames per call of the runtime; the artifact's optimum unless given.
             frame_format: As for ``__call__``.
@@ -147,7 +147,8 @@ class Predictor:
             One prediction with N = 1 per frame, in order.
 
         Raises:
-            ShapeError: As ``__call__``, or if the batch size is out of the artifact's range.
+            ShapeError: As ``__call__``, or if the batch size is out of the artifact's range. The
+                frames before one that is refused are answered first.
             BackendError: If the runtime's answer is not within [0, 1].
         """
         batch = self.spec.input.batch
@@ -161,11 +162,13 @@ class Predictor:
             raise ShapeError(f"maximum: {maximum!r} without frame_format, which it belongs to.")
         if frame_format is not None:
             several = (_converted(frame, frame_format, maximum) for frame in several)
-        sizes: deque[tuple[int, int]] = deque()  # of frames that were taken and not yet answered
-        groups = self._groups(several, max(wanted, batch.min), sizes)
+        taken = _Taken(self._frame, lent=not isinstance(frames, Sequence | np.ndarray))
+        groups = taken.groups(several, max(wanted, batch.min))
         pixel = None if self.spec.threshold is None else self.spec.threshold.pixel
         for single in self._singles(groups, source_maps=source_maps):
-            yield replace(single, frame_sizes=(sizes.popleft(),), pixel_threshold=pixel)
+            yield replace(single, frame_sizes=(taken.sizes.popleft(),), pixel_threshold=pixel)
+        if taken.error is not None:
+            raise taken.error
 
     def _singles(
         self, groups: Iterable[list[NDArray[np.uint8]]], *, source_maps: bool
@@ -194,7 +197,7 @@ class Predictor:
             BackendError: If a score is not within [0, 1]; no verdict can be made of it.
         """
         self._check_score(prediction)
-        return np.asarray(prediction.score > np.float32(self._threshold().score))
+        return exceeds(prediction.score, self._threshold().score)
 
     def normalized_score(self, prediction: Prediction) -> NDArray[np.float32]:
         """Return scores in [0, 1] with the threshold at 0.5; see ``Threshold.normalized``.
@@ -251,18 +254,6 @@ class Predictor:
         """Close."""
         self.close()
 
-    def _groups(
-        self, frames: Iterable[Frame], size: int, sizes: deque[tuple[int, int]]
-    ) -> Iterator[list[NDArray[np.uint8]]]:
-        """Cut frames into lists of a size, the last one shorter, after checking each frame.
-
-        The frames' heights and widths are added to ``sizes``.
-        """
-        remaining = iter(frames)
-        while group := [self._frame(frame) for frame in islice(remaining, size)]:
-            sizes.extend((frame.shape[0], frame.shape[1]) for frame in group)
-            yield group
-
     def _frame(self, frame: Frame) -> NDArray[np.uint8]:
         """Return what was passed as pixels that the artifact takes."""
         if isinstance(frame, str | Path):
@@ -274,7 +265,7 @@ class Predictor:
                 f"frame: expected uint8 (H, W, 3) or (H, W), a path or a Pillow image, got "
                 f"{type(frame).__name__}. Convert it to an array, masked pixels filled."
             )
-        return self._check(frame)
+        return self._check(np.asarray(frame))
 
     def _check(self, frame: NDArray[np.uint8], name: str = "frame") -> NDArray[np.uint8]:
         """Return a frame; refuse another type, and a size that the artifact does not take."""
@@ -321,9 +312,38 @@ class Predictor:
         if threshold is None:
             raise SpecError(
                 f"{self.spec.artifact.file}: no threshold set yet. Set one from normal images: "
-                "destseg-threshold ARTIFACT --normal FOLDER"
+                "destseg-threshold ARTIFACT --good FOLDER"
             )
         return threshold
+
+
+class _Taken:
+    """The frames of a stream that were taken and not yet answered."""
+
+    def __init__(self, check: Callable[[Frame], NDArray[np.uint8]], *, lent: bool) -> None:
+        """Take frames through ``check``; ``lent``: the next one may come in the same memory."""
+        self._check, self._lent = check, lent
+        self.sizes: deque[tuple[int, int]] = deque()
+        self.error: Exception | None = None
+
+    def groups(self, frames: Iterable[Frame], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+        """Cut frames into lists of a size, the last one shorter.
+
+        An error ends them, and is kept until the frames before it are answered.
+        """
+        group: list[NDArray[np.uint8]] = []
+        try:
+            for frame in frames:
+                pixels = self._check(frame)
+                group.append(pixels.copy() if self._lent and size > 1 else pixels)
+                self.sizes.append((pixels.shape[0], pixels.shape[1]))
+                if len(group) == size:
+                    yield group
+                    group = []
+        except Exception as error:
+            self.error = error
+        if group:
+            yield group
 
 
 def _several(frames: Frame | Iterable[Frame], dimensions: int = 3) -> Iterable[Frame]:

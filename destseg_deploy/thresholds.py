@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.data.datasets import DataSet
-from destseg_deploy.errors import MetricError
+from destseg_deploy.errors import DataError, MetricError
 from destseg_deploy.evaluation.metrics import f1_max
 from destseg_deploy.evaluation.test_set import score_test_set
 from destseg_deploy.locks import locked
 from destseg_deploy.predictor import Predictor
-from destseg_deploy.spec import BY_HAND, ModelSpec, Threshold, with_own_threshold
+from destseg_deploy.spec import BY_HAND, ModelSpec, Threshold, exceeds, with_own_threshold
 
 
 def too_few(count: int, rate: float) -> str | None:
@@ -37,9 +37,18 @@ def too_few(count: int, rate: float) -> str | None:
     if count >= needed:
         return None
     return (
-        f"{count} good images can guarantee a false-reject rate of {100 / (count + 1):.2g} %; "
+        f"{count} good images can guarantee a false-reject rate of {at_most(1, count + 1)}; "
         f"{100 * rate:g} % needs {needed}."
     )
+
+
+def at_most(part: int, whole: int) -> str:
+    """Return a bound, part / whole, in per cent: three digits, rounded up, so that it holds."""
+    digits = 0
+    while part * 10 ** (digits + 2) < 100 * whole:
+        digits += 1
+    hundreds = -(-part * 10 ** (digits + 2) // whole)
+    return f"{hundreds / 10**digits:g} %"
 
 
 def set_threshold(artifact: Path | str, threshold: Threshold) -> None:
@@ -70,10 +79,18 @@ def measure_normal(
         report: Called with the number of images done, their total, and the latest one's name.
 
     Raises:
-        DataError: If an image cannot be read.
+        DataError: If an image cannot be read, or is there twice.
         MetricError: As ``from_normal``.
     """
-    scores, peaks = score_images(predictor, [Path(image) for image in images], report=report)
+    paths = [Path(image) for image in images]
+    first: dict[Path, Path] = {}
+    for path in paths:
+        if (other := first.setdefault(path.resolve(), path)) is not path:
+            raise DataError(
+                f"{path}: the same image as {other}. Expected each image once, since the guarantee "
+                "counts them."
+            )
+    scores, peaks = score_images(predictor, paths, report=report)
     return from_normal(scores, peaks, rate)
 
 
@@ -148,7 +165,7 @@ def from_normal(
     if rank > count:
         needed = math.ceil((1 - 1e-9) / rate) - 1
         rule = f"highest score: {count} good images can guarantee a false-reject rate of "
-        rule += f"{100 / (count + 1):.2g} %; {100 * rate:g} % needs {needed}"
+        rule += f"{at_most(1, count + 1)}; {100 * rate:g} % needs {needed}"
         rank, rate = count, 1 / (count + 1)
     # Each is ranked by itself: the image with the highest score need not have the highest peak.
     score, pixel = (_share(np.sort(values)[rank - 1]) for values in (scores, peaks))
@@ -172,9 +189,22 @@ def from_labelled(
         MetricError: If there is no normal or no anomalous image.
     """
     best, threshold = f1_max(scores, labels)
+    if not 0 <= threshold <= 1:
+        best, threshold = _best_share(scores, labels)
     counts = f"{int(labels.sum())} anomalous and {int((~labels).sum())} good images"
     rule = f"best F1 ({best:.4f}) on {counts}"
-    return Threshold(_share(threshold), _share(peaks[~labels].max()), rule, len(scores), None)
+    return Threshold(threshold, _share(peaks[~labels].max()), rule, len(scores), None)
+
+
+def _best_share(scores: NDArray[np.float32], labels: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the best F1 of the thresholds in [0, 1], and the highest that has it.
+
+    No other threshold finds a defect whose score is 0.
+    """
+    tried = np.unique(np.clip(np.append(scores, 0), 0, 1))[::-1]
+    found = [exceeds(scores, float(t)) for t in tried]
+    f1 = [2 * int((one & labels).sum()) / int(one.sum() + labels.sum()) for one in found]
+    return max(f1), float(tried[int(np.argmax(f1))])
 
 
 def _share(value: float) -> float:
@@ -198,4 +228,5 @@ def by_hand(score: float, pixel: float | None = None) -> Threshold:
             raise MetricError(
                 f"threshold: {name} {value!r}, expected between 0 and 1, as scores are."
             )
-    return Threshold(float(score), float(pixel), BY_HAND)
+    # -0.0 is in range, and would be shown with its sign.
+    return Threshold(abs(float(score)), abs(float(pixel)), BY_HAND)

@@ -41,6 +41,7 @@ class Step:
         limit: Seconds that it may take.
         result: The JSON that it writes, copied into the outcome; None if it writes none.
         needs: Files of earlier steps; without one of them it is skipped.
+        unless: Files of earlier steps; where one of them is there, this stand-in is skipped.
         takes: Arguments that are files of earlier steps; one that is missing is left out.
         beside: It times nothing: it is started with the step before it and runs beside that one.
     """
@@ -50,6 +51,7 @@ class Step:
     limit: float
     result: Path | None = None
     needs: Sequence[Path] = ()
+    unless: Sequence[Path] = ()
     takes: Sequence[Path] = ()
     beside: bool = False
 
@@ -151,13 +153,18 @@ def _run_together(
 def run_step(
     step: Step, folder: Path, left: float, environment: Mapping[str, str] | None = None
 ) -> Outcome:
-    """Run one step for at most the seconds left; skip it for want of them, or of what it needs."""
+    """Run one step for at most the seconds left; skip it for want of them, or of what it needs.
+
+    A stand-in is skipped where what it stands for is there.
+    """
     gone = [path for path in step.takes if not path.exists()]
     words = [word for word in step.command if word not in map(str, gone)]
     command = " ".join([Path(words[0]).name, *words[1:]])
     missing = [path.name for path in step.needs if not path.exists()]
     if missing:
         return Outcome(step.name, command, "skipped", reason=f"{missing[0]} was not made")
+    if made := [path.name for path in step.unless if path.exists()]:
+        return Outcome(step.name, command, "skipped", reason=f"{made[0]} was made")
     if left < LEAST:
         reason = f"{max(left, 0):.0f} s of the budget are left, expected {LEAST:.0f} or more"
         return Outcome(step.name, command, "skipped", reason=reason)

@@ -52,9 +52,13 @@ class Scale:
     steps: int
 
 
+PAPER = ("--preset", "paper", "--precision", "bf16", "--save-every", "600")
+"""The paper's schedule in half precision: 4,670 of its 5,000 steps took 165 s on an H200, and in
+TF32 they might not end within the step's limit. The checkpoint's spec names the precision. No state
+is saved within a phase, since nobody continues a training that was stopped there."""
 SMALL = ("--size", "64", "--batch-size", "2", "--steps", "2,2")
 SCALES = {
-    "cuda": Scale(256, "1,8,32", 50, ("--preset", "paper"), ("--steps", "20,20"), 10),
+    "cuda": Scale(256, "1,8,32", 50, PAPER, ("--steps", "20,20"), 10),
     "cpu": Scale(64, "1,2", 2, SMALL, SMALL, 1),
 }
 
@@ -118,17 +122,26 @@ def list_steps(profile: str, site: Site) -> list[Step]:
         return [rates, drawn, *_rehearsal(site)]
     record = _record(site)
     if profile == "record":
-        return [rates, *([drawn] if site.data is None else []), *record]
-    return [rates, drawn, *_rehearsal(site), *record, _train(site, "more seeds", "1,2", 600)]
+        return _joined([rates, *([drawn] if site.data is None else [])], record)
+    earlier = [rates, drawn, *_rehearsal(site)]
+    return [*_joined(earlier, record), _train(site, "more seeds", "1,2", 600)]
+
+
+def _joined(earlier: list[Step], later: list[Step]) -> list[Step]:
+    """Put steps behind others, but for those that are among these already."""
+    names = {step.name for step in earlier}
+    return [*earlier, *(step for step in later if step.name not in names)]
 
 
 def _rehearsal(site: Site) -> list[Step]:
     model = site.output / "random.safetensors"
     # The drawn category is what the random model fits, and it is scored in seconds.
     drawn = replace(site, data=None)
+    tests = _tests(site)
     return [
-        *_tests(site),
-        *_exports(drawn, model, limit=150),
+        *tests,
+        # Without tests, the step before is the one that makes the model.
+        *_exports(drawn, model, limit=150, beside=bool(tests)),
         _agreement(drawn, model, "agreement", limit=60),
         replace(_train(site, "short training", "0", 90, site.scale.short), beside=True),
         _latency(drawn, model, "latency", limit=180),
@@ -141,12 +154,24 @@ def _record(site: Site) -> list[Step]:
     return [
         _train(site, "training", "0", 300),
         _pack(site, trained),
-        *_exports(site, trained, limit=150),
+        *_exports(site, trained, limit=150, beside=True),
         _agreement(site, trained, "agreement of the trained", limit=90),
         _table_s4(site),
         _latency(site, trained, "latency compiled", "--compiled", limit=180),
+        *_untrained(site, trained),
         _training_speed(site, "training speed", 90),
     ]
+
+
+def _untrained(site: Site, trained: Path) -> list[Step]:
+    """Return what times random weights where the training has ended without a model."""
+    model, drawn = site.output / "random.safetensors", replace(site, data=None)
+    steps = [
+        _random_model(site),
+        *_exports(drawn, model, limit=150, beside=False),
+        _latency(drawn, model, "latency compiled of random weights", "--compiled", limit=180),
+    ]
+    return [replace(step, unless=(trained,)) for step in steps]
 
 
 def _python(module: str, *words: str) -> list[str]:
@@ -177,7 +202,8 @@ def _tests(site: Site) -> list[Step]:
     return [Step("tests on the GPU", _python("pytest", *options, *files), 180)]
 
 
-def _exports(site: Site, model: Path, *, limit: float) -> list[Step]:
+def _exports(site: Site, model: Path, *, limit: float, beside: bool) -> list[Step]:
+    """Return both exports, beside each other; ``beside`` also starts them with the step before."""
     words = ["--checkpoint", str(model), "--output", str(model.parent), "--format", "onnx"]
     words += ["--batch", "1:8:32", "--verify-images", str(site.images)]
     return [
@@ -186,7 +212,7 @@ def _exports(site: Site, model: Path, *, limit: float) -> list[Step]:
             _python("destseg_export", *words, "--precision", precision),
             limit,
             needs=(model,),
-            beside=True,
+            beside=beside or precision != "fp32",
         )
         for precision in ("fp32", "fp16")
     ]

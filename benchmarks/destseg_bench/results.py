@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from destseg_deploy.environment import describe_environment
 from destseg_deploy.errors import DataError
 from destseg_deploy.files import refuse_others, replacing
+from destseg_deploy.spec.reading import show
 from destseg_deploy.text import load_json
 
 FLOOR = 0.02
@@ -80,7 +82,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a result file.
 
     Raises:
-        DataError: If the file does not exist, is no JSON, or has no ``environment``.
+        DataError: If the file does not exist, is no JSON, or has no ``environment``, or a time in
+            it is none.
     """
     try:
         found = load_json(path)
@@ -92,7 +95,32 @@ def read_result(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: no result of destseg-bench, because it has no 'environment'. Measure again."
         )
+    with naming(str(path)):
+        _check_object(found["environment"], "environment")
+        _check_object(found["environment"].get("versions", {}), "versions")
+        for _ in _timings(found):
+            pass
     return found
+
+
+@contextmanager
+def naming(name: str, what: str = "damaged, or not all of it is there") -> Iterator[None]:
+    """Turn what a damaged result raises into one line with its file and the entry.
+
+    Raises:
+        DataError: In place of the exceptions that missing entries and other types lead to.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{name}: {what} ({error} is missing). Measure again.") from error
+    except (IndexError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise DataError(f"{name}: {what} ({error}). Measure again.") from error
+
+
+def _check_object(value: object, where: str) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"{where} is {show(value)}, expected an object")
 
 
 @dataclass(frozen=True)
@@ -124,7 +152,9 @@ class Difference:
 
     @property
     def ratio(self) -> float:
-        """The second median divided by the first."""
+        """The second median divided by the first; what took no time cannot be divided by."""
+        if self.first.median == 0:
+            return 1.0 if self.second.median == 0 else math.inf
         return self.second.median / self.first.median
 
     @property
@@ -159,6 +189,7 @@ def compare_results(
 
     Raises:
         DataError: If ``relative_to`` is not in both results.
+        TypeError, ValueError: If a time is damaged; ``read_result`` refuses those.
     """
     a, b = dict(_timings(first)), dict(_timings(second))
     if relative_to is not None:
@@ -179,23 +210,70 @@ def differing_conditions(first: dict[str, Any], second: dict[str, Any]) -> list[
 
 
 def _timings(result: dict[str, Any]) -> Iterator[tuple[str, Measured]]:
-    """Yield the name and the time of every entry of a result that holds a ``Timing``."""
+    """Yield the name and the time of every entry of a result that holds a ``Timing``.
+
+    Raises:
+        TypeError, ValueError: If one is damaged.
+    """
     for key in ("rows", "latency", "artifacts"):
-        for row in result.get(key, []):
-            if "median" in row and "q1" in row:
-                streams = row.get("streams", 1)
-                several = f", {streams} streams" if streams > 1 else ""
-                yield f"{row['name']}, batch {row['batch']}{several}", _measured(row)
-    for system, row in result.get("systems", {}).items():
-        for batch, clocks in row.get("inference", {}).items():
+        for i, row in enumerate(_items(result, key)):
+            if _is_timing(row):
+                where = f"{key}[{i}]"
+                several = f", {row['streams']} streams" if row.get("streams", 1) != 1 else ""
+                name = f"{_entry(row, 'name', where)}, batch {_entry(row, 'batch', where)}{several}"
+                yield name, _measured(row, f"{where} ({name})")
+    for name, timing in _stages(result):
+        if _is_timing(timing):
+            yield name, _measured(timing, name)
+
+
+def _stages(result: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the time of every stage of the systems in a result."""
+    systems = result.get("systems", {})
+    _check_object(systems, "systems")
+    for system, row in systems.items():
+        _check_object(row, system)
+        batches = row.get("inference", {})
+        _check_object(batches, f"{system}: inference")
+        for batch, clocks in batches.items():
+            _check_object(clocks, f"{system}, batch {batch}")
             for clock, stages in clocks.items():
+                _check_object(stages, f"{system}, batch {batch}, {clock}")
                 for stage, timing in stages.items():
-                    yield f"{system}, batch {batch}, {clock}, {stage}", _measured(timing)
+                    yield f"{system}, batch {batch}, {clock}, {stage}", timing
 
 
-def _measured(timing: dict[str, Any]) -> Measured:
-    spread = timing["q3"] - timing["q1"]
-    return Measured(timing["median"], NOTCH * spread / math.sqrt(timing["count"]))
+def _items(result: dict[str, Any], key: str) -> list[Any]:
+    """Return the entries of a list; other kinds of results may have something else there."""
+    found = result.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _is_timing(row: Any) -> bool:
+    return isinstance(row, dict) and "median" in row and "q1" in row
+
+
+def _entry(row: dict[str, Any], key: str, where: str) -> Any:
+    if key not in row:
+        raise ValueError(f"{where}: {key} is missing")
+    return row[key]
+
+
+def _measured(timing: dict[str, Any], where: str) -> Measured:
+    median, q1, q3, count = (_number(timing, key, where) for key in ("median", "q1", "q3", "count"))
+    if q3 < q1 or count < 1:
+        raise ValueError(
+            f"{where}: q1 {q1:g}, q3 {q3:g}, count {count:g}, expected q1 below q3 of 1 or more"
+        )
+    return Measured(median, NOTCH * (q3 - q1) / math.sqrt(count))
+
+
+def _number(timing: dict[str, Any], key: str, where: str) -> float:
+    value = _entry(timing, key, where)
+    # The comparison refuses NaN as well, and whole numbers that no float holds.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
+        raise ValueError(f"{where}: {key} is {show(value)}, expected a number of at least 0")
+    return float(value)
 
 
 def _shares(timings: dict[str, Measured], name: str) -> dict[str, Measured]:
@@ -211,6 +289,6 @@ def _shares(timings: dict[str, Measured], name: str) -> dict[str, Measured]:
         if base is not None and base.median > 0 and not key.startswith(start):
             share = value.median / base.median
             # Relative errors of independent factors add in squares.
-            spread = math.hypot(value.notch / value.median, base.notch / base.median)
-            shares[key] = Measured(share, share * spread)
+            notch = math.hypot(value.notch, share * base.notch) / base.median
+            shares[key] = Measured(share, notch)
     return shares

@@ -38,9 +38,17 @@ class Table:
         measured: Iterable[Any],
         notes: tuple[str, ...] = (),
     ) -> Table:
-        """Return a table with a row for each thing measured and a cell for each column."""
-        rows = [[printable(make(one)) for _, make in columns] for one in measured]
-        return cls(printable(title), tuple(head for head, _ in columns), rows, notes)
+        """Return a table with a row for each thing measured and a cell for each column.
+
+        Raises:
+            ValueError: If a cell cannot be made of what was measured; it names row and column.
+        """
+        rows = [
+            [_made(make, one, f"row {i}, {head}") for head, make in columns]
+            for i, one in enumerate(measured, 1)
+        ]
+        heads, said = tuple(head for head, _ in columns), tuple(map(printable, notes))
+        return cls(printable(title), heads, rows, said)
 
     def markdown(self) -> str:
         """Return the table in Markdown, ending with a line feed."""
@@ -53,6 +61,15 @@ class Table:
     def text(self) -> str:
         """Return the table for a terminal: title, aligned columns and notes."""
         return "\n".join([self.title, *align([self.heads, *self.rows]), *self.notes])
+
+
+def _made(make: Callable[[Any], str], measured: Any, where: str) -> str:
+    try:
+        return printable(make(measured))
+    except KeyError as error:
+        raise ValueError(f"{where}: {error} is missing") from error
+    except (IndexError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -77,7 +94,7 @@ def column(
         key: Key of each measured dictionary.
         digits: Decimals of a number; None to show the value as it is.
         unit: Follows each number.
-        optional: Show a dash where the key is missing, too, instead of raising KeyError.
+        optional: Show a dash where the key is missing, too, instead of failing.
     """
 
     def make(row: dict[str, Any]) -> str:
@@ -88,8 +105,15 @@ def column(
 
 
 def number(value: float | None, digits: int, unit: str = "") -> str:
-    """Return a number with ``digits`` decimals and its unit; a dash for None."""
-    return NOTHING if value is None else f"{value:.{digits}f}{unit}"
+    """Return a number with ``digits`` decimals and its unit; a dash for None.
+
+    Raises:
+        TypeError: If it is no number, such as in a damaged result.
+    """
+    try:
+        return NOTHING if value is None else f"{value:.{digits}f}{unit}"
+    except (ValueError, TypeError):
+        raise TypeError(f"{value!r:.40} is no number") from None
 
 
 def cell(value: object) -> str:

@@ -1,4 +1,5 @@
-# Cross-compiles for Linux on 64 bit ARM: cmake -S cpp -B build --toolchain cpp/cmake/aarch64.cmake
+# Cross-compiles for Linux on 64 bit ARM:
+#   cmake -S cpp -B build-arm64 -DCMAKE_TOOLCHAIN_FILE=$PWD/cpp/cmake/aarch64.cmake
 # Debian: apt-get install g++-aarch64-linux-gnu; qemu-user-static runs the programs.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)

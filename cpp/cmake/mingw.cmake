@@ -1,4 +1,5 @@
-# Cross-compiles for Windows on x64 with MinGW: cmake -S cpp -B build --toolchain cpp/cmake/mingw.cmake
+# Cross-compiles for Windows on x64 with MinGW:
+#   cmake -S cpp -B build-windows -DCMAKE_TOOLCHAIN_FILE=$PWD/cpp/cmake/mingw.cmake
 # Debian: apt-get install g++-mingw-w64-x86-64. The library needs std::thread, hence "posix".
 set(CMAKE_SYSTEM_NAME Windows)
 set(CMAKE_SYSTEM_PROCESSOR AMD64)

@@ -4,8 +4,8 @@
  *
  * IMAGE is a BMP, PNG, PGM or PPM.
  *
- * Prints the score and the verdict, OK or NG, and for NG a line for each defect. Exits with 0 for OK
- * (or without a threshold), 2 for NG, 1 for an error. */
+ * Prints the score and the verdict, OK or NG, and for NG a line for each defect. Exits with 0 for OK,
+ * 2 for NG, 3 if the model has no threshold, 1 for an error. */
 #include <destseg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +69,7 @@ static int inspect(destseg_predictor *predictor, const destseg_frame *frame, con
            result.verdict == DESTSEG_ANOMALOUS ? "NG"
            : result.verdict == DESTSEG_NORMAL  ? "OK"
                                                : "undecided");
-    status = result.verdict == DESTSEG_ANOMALOUS ? 2 : 0;
+    status = result.verdict == DESTSEG_NORMAL ? 0 : result.verdict == DESTSEG_ANOMALOUS ? 2 : 3;
     if (status == 2 && print_defects(predictor, map, frame) != 0) status = 1;
   }
   free(map);

@@ -5,8 +5,10 @@
  * prefer destseg.hpp, which wraps this file.
  *
  *     destseg_predictor *predictor;
- *     if (destseg_open("cable-fp32.onnx", NULL, &predictor) != DESTSEG_OK)
+ *     if (destseg_open("cable-fp32.onnx", NULL, &predictor) != DESTSEG_OK) {
  *         fprintf(stderr, "%s\n", destseg_last_error());
+ *         return 1;
+ *     }
  *
  * Rules that hold for every function:
  *
@@ -14,7 +16,7 @@
  *   was expected and what to do. The library throws no exception to its caller and prints nothing.
  * - The caller owns all memory that it passes. The library owns the texts that it returns; each
  *   function says how long they stay valid. The library keeps nothing of a frame after the call. A
- *   call that fails may have written a part of its results.
+ *   call that fails may have written a part of its results; every verdict is DESTSEG_UNDECIDED then.
  * - A handle is a number that is looked up, not an address, and is never used twice. A handle that
  *   is closed, or was never opened, is refused with DESTSEG_ERROR_BACKEND.
  * - Threads: every function may be called from any thread at any time, also on the same handle.
@@ -116,8 +118,9 @@ typedef struct destseg_options {
 /* What an artifact takes and gives. */
 typedef struct destseg_info {
   uint32_t struct_size;    /* sizeof(destseg_info), set by the caller */
-  int32_t any_size;        /* 1: frames of any size are taken and resized here, with the kernel of
-                              the training. 0: frames of height x width only */
+  int32_t any_size;        /* 1: frames of any size up to 65536 pixels on each side are taken and
+                              resized here, with the kernel of the training. 0: frames of height x
+                              width only */
   int32_t height;          /* of the input, in pixels */
   int32_t width;
   int32_t network_height;  /* at which the network sees the image */
@@ -168,8 +171,9 @@ typedef struct destseg_frame {
                             means height times the stride without its sign. Else 0 */
 } destseg_frame;
 
-/* Verdicts. Show normal as OK and anomalous as NG, as the commands and examples do. */
-#define DESTSEG_UNDECIDED (-1) /* the spec has no threshold yet */
+/* Verdicts. Show normal as OK and anomalous as NG, as the commands and examples do. Undecided is not OK:
+ * reject whatever is not DESTSEG_NORMAL. */
+#define DESTSEG_UNDECIDED (-1) /* the spec has no threshold yet, or the call failed */
 #define DESTSEG_NORMAL 0
 #define DESTSEG_ANOMALOUS 1
 
@@ -287,7 +291,7 @@ DESTSEG_API destseg_status destseg_get_text(destseg_predictor *predictor, const 
  *
  *   frames       count of them
  *   count        at least 1; more than the artifact's optimal batch are done one group after another
- *   results      receives count answers
+ *   results      receives count answers; when the call fails, count verdicts DESTSEG_UNDECIDED
  *   maps         receives count maps of map_height x map_width floats in [0, 1], one after the
  *                other without gaps; NULL when they are not wanted
  *   maps_floats  how many floats maps has room for; 0 with NULL
@@ -333,7 +337,8 @@ DESTSEG_API destseg_status destseg_wait(destseg_predictor *predictor, uint64_t t
  *   frame         of any format; its pixels are not read
  *   x,y           of the part's top left pixel; x is even in YUV422
  *   width,height  of the part, which lies inside of the frame
- *   part          receives the view; its struct_size is set, and it may be frame itself */
+ *   part          receives the view; it has the size of frame, frame->struct_size, and may be
+ *                 frame itself */
 DESTSEG_API destseg_status destseg_crop(const destseg_frame *frame, int32_t x, int32_t y,
                                         int32_t width, int32_t height,
                                         destseg_frame *part) DESTSEG_NOEXCEPT;
@@ -369,7 +374,7 @@ DESTSEG_API destseg_status destseg_defects(destseg_predictor *predictor, const f
                                            int32_t *count, int32_t *point_count) DESTSEG_NOEXCEPT;
 
 /* Judge a score, as destseg_infer does; fails with DESTSEG_ERROR_SPEC without a threshold, and with
- * DESTSEG_ERROR_ARGUMENT for a score that is not in [0, 1]. */
+ * DESTSEG_ERROR_ARGUMENT for a score that is not in [0, 1]; the verdict is DESTSEG_UNDECIDED then. */
 DESTSEG_API destseg_status destseg_judge(destseg_predictor *predictor, float score,
                                          destseg_result *result) DESTSEG_NOEXCEPT;
 

@@ -2,7 +2,7 @@
 //
 //     destseg::Predictor predictor("cable-fp32.onnx");
 //     destseg::Prediction prediction = predictor.infer(destseg::rgb(pixels, height, width));
-//     if (prediction.results[0].verdict == DESTSEG_ANOMALOUS) reject();
+//     if (prediction.results[0].verdict != DESTSEG_NORMAL) reject();  // NG, or no threshold yet
 //
 // Where OpenCV's core is included before this file, it also takes cv::Mat, in OpenCV's BGR order.
 #ifndef DESTSEG_HPP
@@ -258,6 +258,15 @@ class Predictor {
     detail::check(destseg_get_info(opened, &info_));
   }
 
+  Predictor(Predictor &&) noexcept = default;
+  // The artifact that was open is closed first: until then, it reports to its log.
+  Predictor &operator=(Predictor &&other) noexcept {
+    handle_ = std::move(other.handle_);
+    log_ = std::move(other.log_);
+    info_ = other.info_;
+    return *this;
+  }
+
   const destseg_info &info() const noexcept { return info_; }
   std::size_t map_pixels() const noexcept {
     return static_cast<std::size_t>(info_.map_height) * static_cast<std::size_t>(info_.map_width);
@@ -327,7 +336,8 @@ class Predictor {
   // A map at a frame's size: height * width values; see destseg_map_at_frame.
   std::vector<float> map_at_frame(Span<const float> map, int height, int width) const {
     check_map(map);
-    const bool sane = height > 0 && width > 0;  // else the call says what is wrong
+    const bool sane =  // else the call says what is wrong
+        height > 0 && width > 0 && height <= 65536 && width <= 65536;
     std::vector<float> target(
         sane ? static_cast<std::size_t>(height) * static_cast<std::size_t>(width) : 0);
     detail::check(destseg_map_at_frame(handle_.get(), map.data(), height, width, target.data(),
@@ -377,6 +387,10 @@ class Predictor {
   // Opens another artifact in this one's place; see destseg_reload. The one call that must not run at
   // the same time as others of this object. Where the maps of the two have other sizes, collect the
   // tickets first.
+  void reload(const std::filesystem::path &path) { reload(detail::utf8(path)); }
+  void reload(const std::wstring &path) { reload(detail::utf8(path)); }
+  void reload(const wchar_t *path) { reload(std::wstring(path)); }
+  void reload(const char *path) { reload(std::string(path)); }
   void reload(const std::string &path) {
     detail::check(destseg_reload(handle_.get(), path.c_str()));
     detail::check(destseg_get_info(handle_.get(), &info_));

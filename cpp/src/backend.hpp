@@ -52,8 +52,8 @@ struct Request {
 
 // The index in "cuda:<index>"; 0 without one.
 int device_index(const std::string &device);
-// A runtime's message as one line of at most 200 characters.
-std::string one_line(const std::string &message);
+// A runtime's message as one line of at most that many bytes.
+std::string one_line(const std::string &message, std::size_t most = 200);
 
 // The back ends that were built in, in the order in which they are tried. The spec must outlive the
 // back end.

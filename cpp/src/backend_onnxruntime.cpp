@@ -11,9 +11,11 @@
 namespace destseg_core::onnxruntime {
 namespace {
 
-std::string message_of(OrtStatus *status) {
-  std::string message = ort().GetErrorMessage(status);
+// A status that is a failure, in one line; `what` is what failed.
+std::string message_of(OrtStatus *status, const std::string &what) {
+  const std::string message = ort().GetErrorMessage(status);
   ort().ReleaseStatus(status);
+  refuse_shortage(what, one_line(message, std::string::npos));  // the cause may stand at the end
   return one_line(message);
 }
 
@@ -30,7 +32,7 @@ class CudaOptions {
  public:
   CudaOptions() {
     if (OrtStatus *status = ort().CreateCUDAProviderOptions(&value_))
-      throw backend_error(message_of(status));
+      throw backend_error(message_of(status, "CUDA's options"));
   }
   ~CudaOptions() { ort().ReleaseCUDAProviderOptions(value_); }
   CudaOptions(const CudaOptions &) = delete;
@@ -86,16 +88,14 @@ class OrtBackend final : public Backend {
  private:
   void check(OrtStatus *status) const {
     if (status == nullptr) return;
-    const std::string message = message_of(status);
-    if (lacks_memory(message)) throw memory_error(path_.u8string(), message);
+    const std::string message = message_of(status, path_.u8string());
     throw backend_error(path_.u8string() + ": ONNX Runtime cannot open it (" + message +
                         "). Export it again.");
   }
 
   void check_run(OrtStatus *status) const {
     if (status == nullptr) return;
-    const std::string message = message_of(status);
-    if (lacks_memory(message)) throw memory_error(spec_.artifact.file, message);
+    const std::string message = message_of(status, spec_.artifact.file);
     throw backend_error(spec_.artifact.file + ": ONNX Runtime failed on device '" + place_ + "' (" +
                         message +
                         "). Load the artifact again; on a GPU, nvidia-smi shows its memory and "

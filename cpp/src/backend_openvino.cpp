@@ -151,8 +151,7 @@ class OpenVinoBackend final : public Backend {
     try {
       open(request);
     } catch (const Failure &failure) {
-      if (lacks_memory(failure.reason))
-        throw memory_error(request.path.u8string(), failure.reason);
+      refuse_shortage(request.path.u8string(), failure.reason);
       throw backend_error(request.path.u8string() + ": OpenVINO cannot open it (" +
                           failure.reason + "). Export it again.");
     }
@@ -303,7 +302,7 @@ class OpenVinoLane final : public Lane {
     try {
       call();
     } catch (const Failure &failure) {
-      if (lacks_memory(failure.reason)) throw memory_error(spec_.artifact.file, failure.reason);
+      refuse_shortage(spec_.artifact.file, failure.reason);
       throw backend_error(spec_.artifact.file + ": OpenVINO failed (" + failure.reason + ").");
     }
   }

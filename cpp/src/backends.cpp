@@ -21,7 +21,7 @@ int device_index(const std::string &device) {
   return colon == std::string::npos ? 0 : std::atoi(device.c_str() + colon + 1);
 }
 
-std::string one_line(const std::string &message) {
+std::string one_line(const std::string &message, std::size_t most) {
   std::string line;
   for (const char c : message) {
     const bool space = c == ' ' || (c >= '\t' && c <= '\r');
@@ -31,7 +31,7 @@ std::string one_line(const std::string &message) {
       line += ' ';
   }
   if (!line.empty() && line.back() == ' ') line.pop_back();
-  std::size_t end = std::min<std::size_t>(line.size(), 200);
+  std::size_t end = std::min(line.size(), most);
   while (end < line.size() && end > 0 && (line[end] & 0xc0) == 0x80) --end;  // whole characters
   return line.substr(0, end);
 }

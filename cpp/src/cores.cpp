@@ -41,6 +41,14 @@ std::vector<int> allowed_cores() {
 
 namespace {
 
+void check_different(std::vector<int> cores, const std::string &text) {
+  std::sort(cores.begin(), cores.end());
+  if (std::adjacent_find(cores.begin(), cores.end()) != cores.end())
+    throw backend_error("worker_cores " + in_quotes(text) +
+                        ": one is named twice, expected each at most once. Two threads on one core "
+                        "wait for each other.");
+}
+
 void check_allowed(const std::vector<int> &cores, const std::string &text) {
   const std::vector<int> allowed = allowed_cores();
   std::string listed;
@@ -103,6 +111,7 @@ std::vector<int> cores_of(const std::string &text) {
                            ": expected numbers with commas between them, such as '2,3,5'.");
     cores.push_back(std::stoi(part));
   }
+  check_different(cores, text);
   check_allowed(cores, text);
   return cores;
 }

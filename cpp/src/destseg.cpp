@@ -18,6 +18,7 @@
 #include "predictor.hpp"
 #include "registry.hpp"
 #include "structs.hpp"
+#include "text.hpp"
 
 namespace destseg_core {
 namespace {
@@ -74,6 +75,15 @@ std::vector<destseg_frame> known_frames(const destseg_frame *frames, std::int32_
     check_rest(*frame, "frame");
   }
   return known;
+}
+
+// Where verdicts go, DESTSEG_UNDECIDED until then: a host that does not look at the status of a call that
+// fails must not take the zero of its own struct for DESTSEG_NORMAL.
+Answers<destseg_result> undecided(destseg_result *results, std::int32_t count, const char *name) {
+  const Answers<destseg_result> answers(results, name);
+  for (std::int32_t i = 0; i < count; ++i)
+    answers.at(static_cast<std::size_t>(i))->verdict = DESTSEG_UNDECIDED;
+  return answers;
 }
 
 destseg_info info_of(const Spec &spec) {
@@ -202,10 +212,10 @@ destseg_status destseg_infer(destseg_predictor *predictor, const destseg_frame *
                              int32_t count, destseg_result *results, float *maps,
                              size_t maps_floats) noexcept {
   return guarded([&] {
+    if (results == nullptr) throw argument_error("results: null. Pass room for one per frame.");
+    const Answers<destseg_result> answers = undecided(results, count, "results");
     const auto found = find_handle(predictor);
     const std::vector<destseg_frame> known = known_frames(frames, count);
-    if (results == nullptr) throw argument_error("results: null. Pass room for one per frame.");
-    const Answers<destseg_result> answers(results, "results");
     std::vector<destseg_result> judged(known.size());
     found->infer(known.data(), count, judged.data(), maps, maps_floats);
     for (std::size_t i = 0; i < judged.size(); ++i) answers.put(i, judged[i]);
@@ -227,9 +237,9 @@ destseg_status destseg_wait(destseg_predictor *predictor, uint64_t ticket, int32
                             int32_t count, destseg_result *results, float *maps,
                             size_t maps_floats) noexcept {
   return guarded([&] {
-    const auto found = find_handle(predictor);
     if (results == nullptr) throw argument_error("results: null. Pass room for one per frame.");
-    const Answers<destseg_result> answers(results, "results");
+    const Answers<destseg_result> answers = undecided(results, count, "results");
+    const auto found = find_handle(predictor);
     const auto fits = [&](std::size_t frames, std::size_t floats) {
       if (count < 0 || static_cast<std::size_t>(count) != frames)
         throw argument_error("count: " + std::to_string(count) + ", expected the " +
@@ -249,9 +259,9 @@ destseg_status destseg_crop(const destseg_frame *frame, int32_t x, int32_t y, in
   return guarded([&] {
     if (part == nullptr) throw argument_error("part: null. Pass where the view goes.");
     const destseg_frame known = known_frames(frame, 1).front();
-    destseg_frame view = cropped(known, x, y, width, height);
-    view.struct_size = sizeof view;
-    *part = view;
+    const destseg_frame view = cropped(known, x, y, width, height);
+    std::memcpy(part, &view, sizeof view);  // of the size of the frame, which it may be
+    std::memset(reinterpret_cast<char *>(part) + sizeof view, 0, view.struct_size - sizeof view);
   });
 }
 
@@ -265,15 +275,16 @@ destseg_status destseg_judge(destseg_predictor *predictor, float score,
                              destseg_result *result) noexcept {
   return guarded([&] {
     if (result == nullptr) throw argument_error("result: null. Pass where it goes.");
+    const Answers<destseg_result> answer = undecided(result, 1, "result");
     const auto found = find_handle(predictor);
     if (!found->spec().threshold)
       throw spec_error(found->spec().artifact.file +
                        ": no threshold set yet. Set one from normal images: destseg-threshold "
-                       "ARTIFACT --normal FOLDER");
+                       "ARTIFACT --good FOLDER");
     if (!is_answer(score))
-      throw argument_error("score: " + std::to_string(score) +
+      throw argument_error("score: " + digits_of(score) +
                            ", expected a number from 0 to 1. Pass a score of destseg_infer.");
-    Answers<destseg_result>(result, "result").put(0, found->judge(score));
+    answer.put(0, found->judge(score));
   });
 }
 

@@ -30,9 +30,6 @@ void check_frame(const destseg_frame &frame, const Spec &spec) {
                       std::to_string(spec.input.width) + "x" + std::to_string(spec.input.height) +
                       ". Export with --input-size " + height + "x" + width +
                       ", or without it to accept any size.");
-  if (frame.height > kMaxSide || frame.width > kMaxSide)
-    throw shape_error("frame: " + width + "x" + height + " pixels, expected at most " +
-                      std::to_string(kMaxSide) + " on each side.");
 }
 
 void FrameFitter::unpack(const destseg_frame &frame) {

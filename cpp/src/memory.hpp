@@ -1,6 +1,7 @@
-// Too little memory, found in the words of the runtimes: the C++ twin of destseg_deploy/memory.py.
+// Too little memory, or too few threads, found in the words of the runtimes: the C++ twin of
+// destseg_deploy/memory.py.
 //
-// They report it as they report a damaged file, and differ in their words only. Somebody who is told to
+// They report both as they report a damaged file, and differ in their words only. Somebody who is told to
 // export again would look for the fault in the wrong place.
 #pragma once
 
@@ -15,5 +16,8 @@ bool lacks_memory(const std::string &message);
 
 // The error (memory) that says so and what to do; `what` is the file, or what else needed the memory.
 Error memory_error(const std::string &what, const std::string &message);
+
+// Throws memory_error where memory was missing, and Error (backend) where threads could not be started.
+void refuse_shortage(const std::string &what, const std::string &message);
 
 }  // namespace destseg_core

@@ -93,6 +93,10 @@ void set_threads(Request &request, const destseg_options &options) {
 
 // Everything that a tuning decides must be left to it.
 void set_tuned(Request &request, const destseg_options &options) {
+  if (suffix_of(request.path) == ".engine")
+    throw argument_error("options: tuned with " + request.path.filename().u8string() +
+                         ", but engines are not tuned: a tuning is of an .onnx on the CPU. Leave "
+                         "tuned 0, or open the .onnx.");
   const bool given = options.backend != nullptr || options.precision != nullptr ||
                      options.threads != 0 || options.worker_cores != nullptr ||
                      options.no_spinning != 0 || request.device != "cpu";

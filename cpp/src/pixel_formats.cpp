@@ -6,6 +6,7 @@
 #include <string>
 
 #include "error.hpp"
+#include "spec.hpp"
 
 namespace destseg_core {
 namespace {
@@ -172,12 +173,20 @@ int channels_of(std::int32_t format) {
   return format == DESTSEG_GREY8 || is_mono16(format) ? 1 : 3;
 }
 
+void check_sides(int height, int width) {
+  if (height < 1 || width < 1 || height > kMaxSide || width > kMaxSide)
+    throw shape_error("frame: " + std::to_string(width) + "x" + std::to_string(height) +
+                      " pixels, expected 1 to " + std::to_string(kMaxSide) + " on each side.");
+}
+
+// Sides and strides are limited before anything is computed from them.
 void check_layout(const destseg_frame &frame) {
   if (frame.format < DESTSEG_GREY8 || frame.format > DESTSEG_YUV422_8_UYVY)
     throw argument_error("frame: format " + std::to_string(frame.format) +
                          ", expected DESTSEG_GREY8 (1) to DESTSEG_YUV422_8_UYVY (15).");
   check_extras(frame);
   if (frame.pixels == nullptr) throw argument_error("frame: pixels is null. Pass its memory.");
+  check_sides(frame.height, frame.width);
   check_stride(frame);
   const std::string size = std::to_string(frame.width) + "x" + std::to_string(frame.height);
   if (is_bayer(frame.format) && (frame.height < 2 || frame.width < 2))

@@ -11,6 +11,9 @@ namespace destseg_core {
 // Channels after unpacking: 1 for grey and mono, else 3. The format must be a known one.
 int channels_of(std::int32_t format);
 
+// Throws Error (shape) for a frame without pixels, or with more than kMaxSide on a side.
+void check_sides(int height, int width);
+
 // Refuses a format, layout or size that no frame has. Throws Error: argument, or shape for a size that
 // the format does not have.
 void check_layout(const destseg_frame &frame);

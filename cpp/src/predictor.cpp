@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "error.hpp"
+#include "pixel_formats.hpp"
 #include "text.hpp"
 #include "tuning.hpp"
 
@@ -36,9 +37,7 @@ class Stopwatch {
 
 void check_map(const float *map, int height, int width) {
   if (map == nullptr) throw argument_error("map: null. Pass a map of destseg_infer.");
-  if (height < 1 || width < 1 || height > kMaxSide || width > kMaxSide)
-    throw shape_error("frame: " + std::to_string(width) + "x" + std::to_string(height) +
-                      " pixels, expected 1 to " + std::to_string(kMaxSide) + " on each side.");
+  check_sides(height, width);
 }
 
 // How far outside of [0, 1] rounding may leave an answer.
@@ -135,9 +134,9 @@ void Predictor::warm_up() {
 Request Predictor::request_for(std::filesystem::path path) const {
   Request request = request_;
   request.path = std::move(path);
-  if (request.path.extension() != request_.path.extension())
+  if (suffix_of(request.path) != suffix_of(request_.path))
     throw backend_error(request.path.u8string() + ": the handle was opened with a " +
-                        request_.path.extension().u8string() + ". Reload one of the same kind.");
+                        suffix_of(request_.path) + ". Reload one of the same kind.");
   if (request.tuned) follow_tuning(request);
   return request;
 }
@@ -179,7 +178,7 @@ void Predictor::check_answers(const char *name, const float *values, std::size_t
       std::find_if_not(values, values + count, [](float value) { return is_answer(value); });
   if (wrong == values + count) return;
   throw backend_error(spec_.artifact.file + ": the runtime returned the " + name + " " +
-                      std::to_string(*wrong) + ", expected a number from 0 to 1. No verdict is "
+                      digits_of(*wrong) + ", expected a number from 0 to 1. No verdict is "
                       "made of it. Compare the artifact with its checkpoint (destseg-bench "
                       "agreement), or export it again with --precision fp32.");
 }
@@ -198,14 +197,14 @@ Defects Predictor::defects(const float *map, int height, int width, double thres
   const float *const end = map + spec_.map.pixels();
   const float *const wrong = std::find_if_not(map, end, is_answer);
   if (wrong != end)
-    throw argument_error("map: " + std::to_string(*wrong) + " in it, expected numbers from 0 to 1. "
+    throw argument_error("map: " + digits_of(*wrong) + " in it, expected numbers from 0 to 1. "
                          "Pass a map of destseg_infer.");
   if (!(threshold <= 1))
-    throw argument_error("threshold: " + std::to_string(threshold) +
+    throw argument_error("threshold: " + digits_of(threshold) +
                          ", expected 0 to 1, or a negative one for the artifact's own.");
   if (threshold < 0 && !spec_.threshold)
     throw spec_error(spec_.artifact.file + ": no threshold set yet. Set one from normal images: "
-                     "destseg-threshold ARTIFACT --normal FOLDER");
+                     "destseg-threshold ARTIFACT --good FOLDER");
   const double cut = threshold < 0 ? spec_.threshold->pixel : threshold;
   return find_defects(map, spec_.map, {height, width}, static_cast<float>(cut));
 }

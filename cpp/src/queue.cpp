@@ -1,6 +1,8 @@
 #include "queue.hpp"
 
 #include <chrono>
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include "error.hpp"
@@ -38,14 +40,20 @@ void run(Ticket &ticket) noexcept {
 Queue::Queue(int limit, int threads) : limit_(limit) {
   try {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
-  } catch (...) {  // no more threads: those that began must end before this object does
-    stop();
-    for (std::thread &thread : threads_) thread.join();
+  } catch (const std::system_error &error) {
+    end();
+    throw backend_error("queue: " + std::to_string(threads) + " threads cannot be started (" +
+                        one_line(error.what()) +
+                        "). Pass a smaller parallel, or raise the limit of threads.");
+  } catch (...) {
+    end();
     throw;
   }
 }
 
-Queue::~Queue() {
+Queue::~Queue() { end(); }
+
+void Queue::end() {
   stop();
   for (std::thread &thread : threads_) thread.join();
 }

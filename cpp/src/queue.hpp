@@ -57,6 +57,7 @@ class Queue {
   void take(std::uint64_t number, int timeout_ms);
   void reserve(int timeout_ms);
   void release();
+  void end();  // stops, and waits for the threads, which must end before this object does
   void work();
 
   const int limit_;

@@ -22,7 +22,7 @@ namespace {
 using Names = std::vector<std::string>;
 constexpr const char *kSetAgain =
     "Write \"threshold\": null into the file, then set it again: destseg-threshold ARTIFACT "
-    "--normal FOLDER";
+    "--good FOLDER";
 constexpr const char *kByHand = "set by hand";
 constexpr const char *kResize = "bilinear-antialiased-16bit";
 
@@ -415,9 +415,11 @@ std::string read_json_text(const std::filesystem::path &path) {
   return bytes;
 }
 
+// The score is compared as float32, as for the verdict.
 double Threshold::normalized(double raw) const {
-  if (raw > score) return std::min(1.0, 0.5 + 0.5 * (raw - score) / std::max(1 - score, 1e-6));
-  return score > 0 ? std::max(0.0, 0.5 * raw / score) : 0.0;
+  const double limit = static_cast<double>(static_cast<float>(score));
+  if (raw > limit) return std::min(1.0, 0.5 + 0.5 * (raw - limit) / std::max(1 - limit, 1e-6));
+  return limit > 0 ? std::max(0.0, 0.5 * raw / limit) : 0.0;
 }
 
 Spec spec_from_json(const std::string &text, const std::string &where) {

@@ -237,10 +237,11 @@ const char *name_of(Type type) {
                    ". Restore it or export again.");
 }
 
+// A whole number may be beyond every double, as in Python.
 bool is_plain(const Json &value) {
-  const bool number = value.kind == Json::Kind::integer || value.kind == Json::Kind::number;
   return value.kind == Json::Kind::string || value.kind == Json::Kind::null ||
-         (number && std::isfinite(value.number));
+         value.kind == Json::Kind::integer ||
+         (value.kind == Json::Kind::number && std::isfinite(value.number));
 }
 
 // Check a value that holds no other; where it is of another type, say what was expected.

@@ -65,8 +65,9 @@ class Answers {
   Answers(T *first, const char *name) : first_(first), size_(known_part(first, name).struct_size) {}
   void put(std::size_t index, T value) const {
     value.struct_size = size_;
-    std::memcpy(element<T, char>(first_, size_, index), &value, sizeof value);
+    std::memcpy(at(index), &value, sizeof value);
   }
+  T *at(std::size_t index) const { return element<T, char>(first_, size_, index); }
 
  private:
   T *first_;

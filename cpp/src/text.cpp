@@ -1,6 +1,9 @@
 #include "text.hpp"
 
 #include <cstdio>
+#include <limits>
+#include <locale>
+#include <sstream>
 
 #include "json.hpp"
 
@@ -25,6 +28,24 @@ Sequence sequence_of(unsigned char first) {
 }
 
 bool is_continuation(char byte) { return (static_cast<unsigned char>(byte) & 0xc0) == 0x80; }
+
+// to_chars would do it; the standard libraries of GCC 10 and LLVM 14 have it for whole numbers only.
+template <typename T>
+std::string shortest(T value) {
+  std::string text;
+  T read = 0;
+  for (int digits = 1; digits <= std::numeric_limits<T>::max_digits10; ++digits) {
+    std::ostringstream out;
+    out.imbue(std::locale::classic());
+    out.precision(digits);
+    out << value;
+    text = out.str();
+    std::istringstream in(text);
+    in.imbue(std::locale::classic());
+    if (in >> read && read == value) break;
+  }
+  return text;
+}
 
 }  // namespace
 
@@ -121,5 +142,8 @@ std::string in_quotes(std::string_view text) {
   }
   return shown + (text.size() > kShown ? "...'" : "'");
 }
+
+std::string digits_of(float value) { return shortest(value); }
+std::string digits_of(double value) { return shortest(value); }
 
 }  // namespace destseg_core

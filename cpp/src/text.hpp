@@ -22,5 +22,8 @@ void append_utf8(std::string &text, char32_t character);
 std::string beginning(std::string_view text, std::size_t count);
 // The text in single quotes, on one line: control characters are escaped, long text is cut.
 std::string in_quotes(std::string_view text);
+// A number with as many digits as tell it from every other, and a point in every locale of the host.
+std::string digits_of(float value);
+std::string digits_of(double value);
 
 }  // namespace destseg_core

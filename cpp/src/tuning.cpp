@@ -27,12 +27,14 @@ class File {
       json_ = parse_json(decode_utf8(read_json_text(path_)));
     } catch (const JsonError &error) {
       throw refuse(std::string("not JSON (") + error.what() + ")");
+    } catch (const Error &error) {  // what the reader of specs advises is for specs
+      const std::string found = error.what();
+      throw backend_error(found.substr(0, found.rfind(". ")) + advice());
     }
   }
 
   Error refuse(const std::string &what) const {
-    return backend_error(path_.u8string() + ": " + what + ". Run destseg tune " +
-                         artifact_.u8string() + " --images FOLDER on this machine.");
+    return backend_error(path_.u8string() + ": " + what + advice());
   }
   std::string text(std::initializer_list<const char *> names) const {
     return find(names, Json::Kind::string, "text").text;
@@ -60,6 +62,9 @@ class File {
   }
 
  private:
+  std::string advice() const {
+    return ". Run destseg tune " + artifact_.u8string() + " --images FOLDER on this machine.";
+  }
   static std::string name_of(std::initializer_list<const char *> names) {
     std::string joined;
     for (const char *name : names) joined += (joined.empty() ? "" : ": ") + std::string(name);

@@ -221,6 +221,9 @@ internal static class Members
         Refuse("option", () => new Predictor(path, new Options { Device = "cpu\0" }));
         Refuse("pixels", () => new Frame((byte[])null, 8, 6, PixelFormat.Rgb8));
         Refuse("words", () => new Frame((ushort[])null, 8, 6, PixelFormat.Mono16));
+        Refuse("part", () => new Frame(IntPtr.Zero, 8, 6, PixelFormat.Rgb8).Crop(2, 2, 4, 4));
+        Refuse("huge", () => new Frame(
+            new byte[3], int.MaxValue, int.MaxValue, PixelFormat.Rgb8Planar, int.MaxValue));
         Refuse("below", () => new Frame(new byte[144], 8, 6, PixelFormat.Rgb8, -18));
         using (var predictor = new Predictor(path))
         {
@@ -234,6 +237,7 @@ internal static class Members
             Refuse("map", () => predictor.FindDefects(null, 8, 6));
             Refuse("size", () => predictor.MapAtFrame(null, 8, 6));
             Prediction found = predictor.Infer(Rgb(8, 6));
+            Refuse("side", () => predictor.MapAtFrame(found.Map(), int.MaxValue, int.MaxValue));
             Refuse("index", () => found.Map(1));
             Refuse("defects", () => found.Defects(-1));
             Refuse("pointer", () => predictor.Infer(IntPtr.Zero, 8, 6, PixelFormat.Rgb8));

@@ -120,7 +120,7 @@ class Scorer:
             An answer for each image; the order may differ.
 
         Raises:
-            Unreachable: If a file system does not answer. A missing or damaged image raises
+            UnreachableError: If a file system does not answer. A missing or damaged image raises
                 nothing.
             BackendError: If the model cannot run.
         """
@@ -175,7 +175,9 @@ def encode_map(anomaly_map: NDArray[np.float32], side: int) -> bytes:
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     reduced = cv2.resize(anomaly_map, size, interpolation=cv2.INTER_AREA)
-    _, content = cv2.imencode(".png", np.rint(reduced * WHITE).astype(np.uint16))
+    # Rounding may leave a value just outside of [0, 1], which would wrap around.
+    levels = np.rint(np.clip(reduced, 0, 1) * WHITE)
+    _, content = cv2.imencode(".png", levels.astype(np.uint16))
     return content.tobytes()
 
 

@@ -34,7 +34,7 @@ def stream_paths(sources: Sequence[str]) -> Iterator[str]:
 
     Raises:
         DataError: If a source cannot be read, or names no image.
-        Unreachable: If the file system of a URI does not answer.
+        UnreachableError: If the file system of a URI does not answer.
     """
     systems = FileSystems()
     for source in sources:

@@ -13,7 +13,7 @@ URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How one begins. Two letters at least: ``c://`` is a drive of Windows."""
 
 
-class Unreachable(DestsegError):
+class UnreachableError(DestsegError):
     """A file system that does not answer. It stops a run, which goes on later."""
 
 
@@ -34,7 +34,7 @@ class FileSystems:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            Unreachable: If it cannot be reached, which is no fault of the file.
+            UnreachableError: If it cannot be reached, which is no fault of the file.
         """
         try:
             with self.open(uri) as file:
@@ -49,7 +49,7 @@ class FileSystems:
         """Return a file that can be read at any place, of pyarrow.
 
         Raises:
-            FileNotFoundError, Unreachable: As ``read``.
+            FileNotFoundError, UnreachableError: As ``read``.
         """
         try:
             system, path = self._find(uri)
@@ -64,7 +64,7 @@ class FileSystems:
 
         Raises:
             DataError: If there is no such folder.
-            Unreachable: If it cannot be reached.
+            UnreachableError: If it cannot be reached.
         """
         from pyarrow import fs
 
@@ -105,9 +105,9 @@ class FileSystems:
         return f"{parts.scheme}://{parts.netloc}"
 
 
-def _unreachable(uri: str, error: Exception) -> Unreachable:
+def _unreachable(uri: str, error: Exception) -> UnreachableError:
     reason = " ".join(str(error).split())[:200]
-    return Unreachable(
+    return UnreachableError(
         f"{uri}: cannot be reached ({reason}). Expected a URI that pyarrow reads, such as "
         "s3://bucket/folder. What was answered is kept; the same command goes on."
     )

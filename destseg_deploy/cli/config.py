@@ -145,12 +145,19 @@ def _fitted(param: click.Parameter, value: Any) -> Any:
 
     Numbers become text: click would cut 3.9 to 3 where a whole number is expected.
     """
+    several = param.multiple or param.nargs != 1
     if isinstance(value, list):
         values = [_fitted_one(param, one) for one in value]
-        # a list is also how a file writes options such as --batch 1,8
-        return values if param.multiple or param.nargs != 1 else ",".join(map(str, values))
+        if not several and not _reads_commas(param):
+            raise click.UsageError(f"--config: {param.opts[0]}: {value!r} is a list, expected one.")
+        return values if several else ",".join(map(str, values))
     found = _fitted_one(param, value)
-    return [found] if param.multiple or param.nargs != 1 else found
+    return [found] if several else found
+
+
+def _reads_commas(param: click.Parameter) -> bool:
+    """Tell whether a text is several values, such as --batch 1,8; a file may write it as a list."""
+    return param.callback is not None or "," in (param.metavar or "")
 
 
 def _fitted_one(param: click.Parameter, value: Any) -> Any:
@@ -159,6 +166,8 @@ def _fitted_one(param: click.Parameter, value: Any) -> Any:
     if not isinstance(value, str | bool | int | float):
         raise click.UsageError(f"--config: {param.opts[0]}: {value!r} is no text and no number.")
     text = str(value)
+    if "\0" in text:  # a command line cannot hold one, and the system takes none in a path
+        raise click.UsageError(f"--config: {param.opts[0]}: {value!r} has a zero byte. Remove it.")
     check_number(param, text)
     return text
 

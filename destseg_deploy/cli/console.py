@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
@@ -43,6 +45,15 @@ def say(line: str, *, err: bool = False) -> None:
 def note(text: str) -> None:
     """Print a remark on stderr."""
     say(f"note: {text}", err=True)
+
+
+def is_typed(name: str) -> bool:
+    """Tell whether a parameter of the running command stands on its command line.
+
+    A value of ``--config`` does not count: it is for those calls that use the parameter.
+    """
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -98,6 +109,7 @@ class OneLineErrors(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program: any text can be printed, and a signal ends it quietly."""
+        _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             tolerate(stream)
         with _signals_end_it():
@@ -157,6 +169,17 @@ class OneLineErrors(click.Command):
         return not self.essential or bool(ctx.meta.get(ALL))
 
 
+def _open_closed_streams() -> None:
+    """Let the null device take what is written to a closed stdout or stderr.
+
+    pythonw and services of Windows have neither, and ``2>&-`` closes stderr. Its number would go to
+    the next file that is opened, and what a C library says there would be written into that file.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+
+
 def _notes() -> Callable[..., None]:
     """Return what prints each warning once as a remark, without its place in the code."""
     # Python's own memory of warnings is lost wherever a library catches some.
@@ -172,7 +195,18 @@ def _notes() -> Callable[..., None]:
 
 
 class OneLineErrorsGroup(OneLineErrors, click.Group):
-    """The same for a command with subcommands."""
+    """The same for a command with subcommands; its help has their whole first sentences."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands; click would cut their sentences."""
+        rows = [(name, self.summary(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def summary(self, ctx: click.Context, name: str) -> str:
+        """Return what a command does, in a sentence."""
+        command = self.get_command(ctx, name)
+        return "" if command is None else command.get_short_help_str(limit=1000)
 
 
 @contextmanager
@@ -199,9 +233,26 @@ def _explained(error: Exception) -> str | None:
         return missing_package(error)
     # click itself ends quietly when a reader such as head has closed the pipe
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        relative = not os.path.isabs(str(error.filename or ""))
+        if isinstance(error, FileNotFoundError) and relative and _is_folder_gone():
+            return "the current folder was deleted. Change to another one, such as with cd."
+        where = error.filename or ("stdout" if _is_of_echo(error) else "")
+        return f"{where}: {error.strerror or error}" if where else str(error.strerror or error)
     return None
+
+
+def _is_folder_gone() -> bool:
+    """Tell whether the folder was deleted that relative paths begin at."""
+    try:
+        return not os.path.isdir(os.getcwd())
+    except OSError:
+        return True
+
+
+def _is_of_echo(error: OSError) -> bool:
+    """Tell whether an error is of printed text: a stream may lead to a file on a full disk."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_code is click.echo.__code__ for frame in frames)
 
 
 @contextmanager

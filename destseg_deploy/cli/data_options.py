@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from destseg_deploy.cli.console import is_typed
 from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cli.options import DATA, FOLDER
 
@@ -87,6 +88,10 @@ class Labelled:
             )
         if (self.good is None) != (not self.ng):
             raise click.UsageError("--good and --ng go together: a folder of each.")
+        if is_typed("data") and (self.source is not None or self.good is not None):
+            raise click.UsageError(
+                "--data is the folder of --category, and the images are named. Drop one of the two."
+            )
 
 
 def labelled_options(command: Callable[..., Any]) -> Callable[..., Any]:

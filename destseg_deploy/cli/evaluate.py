@@ -17,10 +17,10 @@ from destseg_deploy.cli.options import (
     VERSION,
     bit_depth_option,
     runtime_options,
+    whole_numbers,
 )
 from destseg_deploy.errors import MetricError
 from destseg_deploy.loading import load
-from destseg_deploy.spec import is_number
 
 if TYPE_CHECKING:
     from destseg_deploy.evaluation.measured import Report
@@ -32,12 +32,7 @@ def _known_ts(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
     if value is None:
         return ()
-    parts = [part.strip() for part in value.split(",")]
-    if not all(map(is_number, parts)):
-        raise click.BadParameter(
-            f"{value!r}: expected whole numbers with commas, such as 20,50,100,200."
-        )
-    ts = tuple(map(int, parts))
+    ts = whole_numbers(value, "whole numbers with commas, such as 20,50,100,200")
     try:
         check_ts(ts)
     except MetricError as error:
@@ -77,13 +72,12 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint or exported model on labelled images.
 
-    They are an MVTec AD category, a folder that holds a folder good and one for each kind of
+    The images are an MVTec AD category, a folder that holds a folder good and one for each kind of
     defect, a CSV or JSON list (path,label,mask), or what --good and --ng name.
 
-    Image AUROC and F1, and with ground-truth masks pixel AUROC, pixel AP, PRO and IAP. With
-    --output also their curves, the worst errors as pictures, all numbers and scores as JSON, and
-    the report of destseg-report. For a checkpoint, the metrics of its student-teacher map come as
-    well.
+    Prints image AUROC and F1, and with ground-truth masks pixel AUROC, pixel AP, PRO and IAP; for a
+    checkpoint also those of its student-teacher map. With --output, it also writes their curves,
+    the worst errors as pictures, all numbers and scores as JSON, and the report of destseg-report.
 
     Images and masks are PNG, JPEG, BMP or TIFF. Those with an orientation tag or several pages are
     refused.

@@ -46,18 +46,12 @@ class Installed(OneLineErrorsGroup):
         command: click.Command | None = None if entry is None else entry.load()
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands; those that lack a package say which."""
-        rows = [(name, self._summary(ctx, name)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-    def _summary(self, ctx: click.Context, name: str) -> str:
+    def summary(self, ctx: click.Context, name: str) -> str:
+        """Return what a command does, or which package it lacks."""
         try:
-            command = self.get_command(ctx, name)
+            return super().summary(ctx, name)
         except ModuleNotFoundError as error:
             return missing_package(error) or str(error)
-        return "" if command is None else command.get_short_help_str(80)
 
 
 @click.group("destseg", cls=Installed, invoke_without_command=True)

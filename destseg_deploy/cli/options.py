@@ -16,7 +16,7 @@ from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, DestsegError
 from destseg_deploy.loading import FITS, choose_backend
-from destseg_deploy.options import BACKENDS, MOST_THREADS
+from destseg_deploy.options import BACKENDS, MOST_THREADS, choices_of
 from destseg_deploy.spec import Threshold, is_number
 from destseg_deploy.tuning import tuned
 
@@ -55,8 +55,8 @@ def bit_depth_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--bit-depth",
         type=click.Choice(("8", "10", "12", "14", "16")),
-        help="Bits of the camera whose pixels are in 16-bit files.  [default: told from the "
-        "values; a file that does not tell is refused]",
+        help="Bits of the camera whose pixels are in 16-bit files.  [default: 16, if the values "
+        "use them; else the file is refused]",
     )(run)
 
 
@@ -239,7 +239,7 @@ def _refuse_beside_tuned(values: Mapping[str, Any], chosen: Mapping[str, Any]) -
 def echo_threshold(result: Threshold | None, artifact: Path) -> None:
     """Print a threshold and its rule, or the command that sets one."""
     if result is None:
-        say(f"threshold   none yet: destseg-threshold {artifact} --normal FOLDER")
+        say(f"threshold   none yet: destseg-threshold {artifact} --good FOLDER")
         return
     say(f"threshold   score > {result.score:.6f}, outline above {result.pixel:.6f}")
     say(f"rule        {result.rule}")
@@ -275,8 +275,8 @@ def _option(one: Field[Any], hint: Any, prefix: str, heading: str) -> Callable[[
         details = {"is_flag": True}
         if one.default is not False:
             flags[0] += f"/--no-{flags[0][2:]}"
-    elif said["choices"]:
-        details["type"] = click.Choice(said["choices"])
+    elif choices := choices_of(one, hint):
+        details["type"] = click.Choice(choices)
     elif hint is Device:
         details["callback"] = read_device
     elif Path in getattr(hint, "__args__", ()):
@@ -317,12 +317,12 @@ def _read_numbers(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> tuple[int, ...] | None:
     """Read numbers with commas between them."""
-    return None if value is None else _whole_numbers(value, "whole numbers, such as 2,3")
+    return None if value is None else whole_numbers(value, "whole numbers, such as 2,3")
 
 
 def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
     """Return the numbers of ``0,1,2``, or refuse them as a usage error."""
-    found = () if value is None else _whole_numbers(value, "whole numbers such as 0,1,2")
+    found = () if value is None else whole_numbers(value, "whole numbers such as 0,1,2")
     if len(set(found)) < len(found):
         raise click.BadParameter(f"{value!r}: a number is there twice.")
     return found
@@ -336,7 +336,8 @@ def counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return found
 
 
-def _whole_numbers(value: str, expected: str) -> tuple[int, ...]:
+def whole_numbers(value: str, expected: str) -> tuple[int, ...]:
+    """Return numbers with commas between them, or refuse them as a usage error."""
     parts = value.split(",")
     if not all(is_number(part.strip()) for part in parts):
         raise click.BadParameter(f"{value!r}: expected {expected}.")

@@ -163,6 +163,6 @@ def _tell(rows: list[Row], artifact: Path, output: Path) -> None:
         say(f"{score:<6}  {row.verdict or '-':<2}  {row.image}")
     found = f"{sum(row.verdict == 'NG' for row in rows)} NG"
     if all(row.verdict is None for row in rows):
-        found = f"no threshold yet: destseg-threshold {artifact} --normal FOLDER"
+        found = f"no threshold yet: destseg-threshold {artifact} --good FOLDER"
     say(f"{len(rows)} {'image' if len(rows) == 1 else 'images'}, {found}", err=True)
     say(f"written to {output}", err=True)

@@ -43,9 +43,9 @@ def report(
 ) -> None:
     """Write a report of labelled images that any browser shows.
 
-    One HTML file with nothing beside it: both thresholds as sliders, with the false rejects and
-    misses that follow and the false-reject rate that the good images guarantee; the images with
-    heat, outline and ground truth; each defect type, curves, and where the artifact came from.
+    Writes one HTML file. It shows both thresholds as sliders, with the false rejects and misses
+    that follow and the false-reject rate that the good images guarantee; the images with heat,
+    outline and ground truth; each defect type; curves; and where the artifact came from.
 
     Images and masks are PNG, JPEG, BMP or TIFF. Those with an orientation tag or several pages are
     refused.
@@ -55,7 +55,7 @@ def report(
     with load(artifact, **how) as predictor:
         data = labelled.open(predictor.spec.category)
         with progress("scoring") as advance:
-            report_category(
+            found = report_category(
                 predictor,
                 artifact,
                 data,
@@ -64,4 +64,10 @@ def report(
                 batch_size=batch_size,
                 report=advance,
             )
+    if seen := found.trained_on:
+        say(
+            f"note: {len(seen)} of {found.result.images} images were trained on, such as "
+            f"{seen[0]}; the accuracy is too high. Measure on images that were not.",
+            err=True,
+        )
     say(f"written to {output}")

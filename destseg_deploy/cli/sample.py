@@ -40,15 +40,17 @@ def sample(
 ) -> None:
     """Draw a sample category in the MVTec AD layout, to try everything without a data set."""
     from destseg_deploy.data.sample.category import write_sample
+    from destseg_deploy.files import making
 
-    folder = write_sample(
-        output,
-        category=category,
-        size=size,
-        train=train_images,
-        good=good,
-        per_defect=per_defect,
-        defect_size=defect_size,
-        seed=seed,
-    )
+    with making(output):
+        folder = write_sample(
+            output,
+            category=category,
+            size=size,
+            train=train_images,
+            good=good,
+            per_defect=per_defect,
+            defect_size=defect_size,
+            seed=seed,
+        )
     say(str(folder))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from destseg_deploy.cli.console import OneLineErrors, progress, say
+from destseg_deploy.cli.console import OneLineErrors, is_typed, progress, say
 from destseg_deploy.cli.data_options import DATASET, NG
 from destseg_deploy.cli.options import (
     ARTIFACT,
@@ -72,6 +72,11 @@ def threshold(
         raise click.UsageError("Give one of --good, --labelled and --value.")
     if pixel is not None and value is None:
         raise click.UsageError("--pixel goes with --value; the other rules set both thresholds.")
+    if is_typed("false_reject_rate") and (normal is None or ng):
+        raise click.UsageError(
+            "--false-reject-rate goes with --good alone; the other rules need no rate. Drop it, or "
+            "pass --good FOLDER without --ng."
+        )
     if value is not None:
         thresholds.set_threshold(artifact, thresholds.by_hand(value, pixel))
     elif normal is not None or labelled is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from destseg_deploy.cli.console import OneLineErrors, note, progress_on, say
+from destseg_deploy.cli.console import OneLineErrors, is_typed, note, progress_on, say
 from destseg_deploy.cli.data_options import DATASET
 from destseg_deploy.cli.options import (
     DATA,
@@ -22,10 +22,10 @@ from destseg_deploy.cli.options import (
     given,
     numbers,
     options_of,
+    whole_numbers,
 )
 from destseg_deploy.cluster.place import Place
 from destseg_deploy.errors import BackendError
-from destseg_deploy.spec import is_number
 from destseg_deploy.training.recipe import PAPER, PRESETS, Recipe, TrainingOptions, make_recipe
 
 if TYPE_CHECKING:
@@ -37,10 +37,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def _steps(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    parts = value.split(",")
-    if len(parts) != 2 or not all(is_number(part.strip()) for part in parts):
-        raise click.BadParameter(f"{value!r}: expected two numbers such as 1000,4000.")
-    return int(parts[0]), int(parts[1])
+    expected = "two numbers such as 1000,4000"
+    found = whole_numbers(value, expected)
+    if len(found) != 2:
+        raise click.BadParameter(f"{value!r}: expected {expected}.")
+    return found[0], found[1]
 
 
 SEEDS = click.option(
@@ -192,8 +193,8 @@ def train(
 ) -> None:
     """Train DeSTSeg on images of good parts.
 
-    They are a folder, flat or nested; one that holds a folder good; an MVTec AD category, of which
-    train/good is read; or a CSV or JSON list (path,label,mask).
+    The images are a folder, flat or nested; one that holds a folder good; an MVTec AD category, of
+    which train/good is read; or a CSV or JSON list (path,label,mask).
 
     Writes OUTPUT/NAME.safetensors with its .json, and the loss of every step as NAME-losses.csv.
     With several seeds the names end in -seed0, -seed1, and so on. After an interruption, the same
@@ -240,6 +241,11 @@ def _datasets(
     if not sources and not categories:
         raise click.UsageError(
             "Name a folder of good parts: destseg-train FOLDER (or --category NAME, below --data)."
+        )
+    if is_typed("data") and not categories:
+        raise click.UsageError(
+            f"--data {data}: it goes with --category, the name of a folder in it. Drop one of "
+            f"--data and {sources[0]}."
         )
     below = find_categories(data, categories) if categories else []
     chosen = [open_dataset(path) for path in (*sources, *below)]

@@ -30,15 +30,13 @@ class Labelled:
     Attributes:
         frames: uint8 (N, H, W, 3), at the graph's input size.
         masks: bool (N, H, W), the defects.
+        labels: bool (N,), whether an image has a defect. The mask of a small one may be empty at
+            this size.
     """
 
     frames: Bytes
     masks: NDArray[np.bool_]
-
-    @property
-    def labels(self) -> NDArray[np.bool_]:
-        """Bool (N,): whether an image has a defect."""
-        return np.asarray(self.masks.any(axis=(1, 2)))
+    labels: NDArray[np.bool_]
 
 
 def read_normal(source: Path | DataSet, spec: ModelSpec, count: int) -> Bytes:
@@ -101,6 +99,7 @@ def add_anomalies(normal: Bytes, *, textures: Path | None = None, seed: int = 0)
     return Labelled(
         np.concatenate([normal, np.stack([frame for frame, _ in made])]),
         np.concatenate([np.zeros_like(masks), masks]),
+        np.repeat([False, True], len(normal)),
     )
 
 

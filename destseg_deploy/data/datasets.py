@@ -4,12 +4,13 @@ Every command takes the same ones (``open_dataset``):
 
 - the MVTec AD layout (``mvtec.py``);
 - a folder of good parts, flat or nested;
-- a folder with a folder ``good`` (or ``ok``, ``normal``), beside which each folder holds a kind of
-  defect; masks may lie in ``ground_truth`` or ``masks`` there;
+- a folder with folders ``good`` (or ``ok``, ``normal``), beside which each folder holds a kind of
+  defect; masks may lie in ``ground_truth`` or ``masks`` there, or below the NG parts;
 - a list (``lists.py``);
 - folders of good and of NG parts that are named one by one (``of_folders``).
 
-A mask has the stem of its image, or that and ``_mask``. Suffixes count in any case.
+A mask has the stem of its image, or that and ``_mask``; ``mvtec.py`` says which mask is whose.
+Suffixes count in any case.
 """
 
 from __future__ import annotations
@@ -22,23 +23,33 @@ from pathlib import Path
 
 from destseg_deploy.data import mvtec
 from destseg_deploy.data.finding import (
-    SUFFIXES,
     common_folder,
     expand,
+    file_key,
+    images_below,
     list_below,
     list_folders,
     list_images,
     walk_folders,
 )
-from destseg_deploy.data.lists import Entry, is_list, read_list
-from destseg_deploy.data.mvtec import GOOD, Sample
+from destseg_deploy.data.lists import Entry, is_list, read_list, refuse_repeated
+from destseg_deploy.data.mvtec import (
+    GOOD,
+    GOOD_NAMES,
+    MASK_FOLDERS,
+    Sample,
+    assign_masks,
+    good_folders,
+    mask_folders,
+)
 from destseg_deploy.errors import DataError
 
-GOOD_NAMES = (GOOD, "ok", "normal", "0")
 NG_NAMES = ("ng", "nok", "bad", "defect", "defects", "defective", "anomaly", "anomalous", "reject")
-MASK_FOLDERS = ("ground_truth", "masks", "mask")
 UNTOLD = (*GOOD_NAMES, "train", "images")
 """Names of folders that do not tell what is in them; the name of the folder above does."""
+
+ASIDE = ("train", "ground_truth")
+"""What lies beside ``test`` in a category."""
 
 TELL = (
     "Name the folders (--good FOLDER --ng FOLDER), put them beside each other as good and ng, or "
@@ -95,7 +106,7 @@ def is_mvtec(folder: Path) -> bool:
 
 def has_good_parts(folder: Path) -> bool:
     """Tell whether a folder is a data set itself, and not one that holds categories."""
-    return is_mvtec(folder) or any((folder / name).is_dir() for name in GOOD_NAMES)
+    return is_mvtec(folder) or bool(good_folders(folder))
 
 
 def of_folders(good: Path, ng: Sequence[Path]) -> DataSet:
@@ -104,17 +115,26 @@ def of_folders(good: Path, ng: Sequence[Path]) -> DataSet:
     Args:
         good: Good parts; a list, or a folder, flat or nested.
         ng: NG parts. Each folder is a kind of defect, unless it holds folders, which then are.
+            Masks may lie in folders ``ground_truth`` or ``masks`` below. Of a list, its NG rows.
 
-    ``test`` of the result raises DataError where a folder is missing or empty.
+    ``test`` of the result raises DataError where a folder is missing or empty, holds good parts, or
+    an image is named twice.
     """
+    return _of_parts([good], ng)
+
+
+def _of_parts(goods: Sequence[Path], ng: Sequence[Path]) -> DataSet:
+    def normal() -> list[Path]:
+        return [path for good in goods for path in _good_of(good)]
 
     def test() -> list[Sample]:
-        bad = [sample for folder in ng for sample in _kinds(folder)]
-        return [Sample(path, GOOD) for path in normal()] + bad
+        bad = [sample for folder in ng for sample in _bad_of(folder)]
+        samples = [Sample(path, GOOD) for path in normal()] + bad
+        _refuse_repeated(samples)
+        return _all_masked(samples)
 
-    normal = partial(_good_of, good)
-    source = common_folder([path.resolve() for path in (good, *ng)]) or good
-    return DataSet(name_of(good), source, normal, normal, test)
+    source = common_folder([path.resolve() for path in (*goods, *ng)]) or goods[0]
+    return DataSet(name_of(goods[0]), source, normal, normal, test)
 
 
 def with_masks(data: DataSet, masks: Path) -> DataSet:
@@ -124,12 +144,7 @@ def with_masks(data: DataSet, masks: Path) -> DataSet:
     """
 
     def test() -> list[Sample]:
-        by_stem: dict[str, list[Path]] = {}
-        for mask in _below(masks):
-            by_stem.setdefault(mask.stem.removesuffix("_mask"), []).append(mask)
-        return [
-            replace(s, mask=_mask_of(s, by_stem, masks)) if s.anomalous else s for s in data.test()
-        ]
+        return assign_masks(data.test(), data.source, [masks])
 
     return replace(data, test=test)
 
@@ -137,7 +152,8 @@ def with_masks(data: DataSet, masks: Path) -> DataSet:
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """Return the images of files, folders, globs and lists, each once; see ``finding.expand``.
 
-    Of a category in the MVTec AD layout they are the test images.
+    Of a category in the MVTec AD layout they are the test images; of a folder with good parts and
+    masks, all but the masks.
 
     Raises:
         DataError: If one of them names no image.
@@ -147,10 +163,12 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
         path = Path(pattern)
         if pattern.strip() and is_list(path):
             found |= dict.fromkeys(entry.path for entry in read_list(path))
-        elif (path / "test").is_dir() and (path / "ground_truth").is_dir():
+        elif (path / "test").is_dir() and any((path / name).is_dir() for name in ASIDE):
             found |= dict.fromkeys(expand([str(path / "test")]))
         else:
-            found |= dict.fromkeys(expand([pattern]))
+            masks = mask_folders(path) if pattern.strip() and good_folders(path) else []
+            images = expand([pattern])
+            found |= dict.fromkeys(i for i in images if not any(m in i.parents for m in masks))
     return list(found)
 
 
@@ -186,8 +204,9 @@ def name_of(source: Path) -> str:
 
 def _of_category(folder: Path) -> DataSet:
     def good() -> list[Path]:
-        unseen = folder / "test" / GOOD
-        return list_images(unseen) if unseen.is_dir() else mvtec.list_train(folder)
+        unseen = good_folders(folder / "test")
+        found = [path for below in unseen for path in list_images(below)]
+        return found or mvtec.list_train(folder)
 
     return DataSet(
         Path(os.path.abspath(folder)).name,
@@ -200,26 +219,41 @@ def _of_category(folder: Path) -> DataSet:
 
 def _of_folder(folder: Path) -> DataSet:
     folders = list_folders(folder)
-    good = next((path for path in folders if path.name.lower() in GOOD_NAMES), None)
-    if good is None:
+    goods = good_folders(folder)
+    if not goods:
         if ng := next((path for path in folders if path.name.lower() in NG_NAMES), None):
             raise DataError(
                 f"{folder}: holds {ng.name}, and no folder that is called good, so its good parts "
                 f"are not told from the others. {TELL}."
             )
         _refuse_mixed(folder)
-        normal = partial(_below, folder)
+        normal = partial(images_below, folder)
         return DataSet(name_of(folder), folder, normal, normal, partial(_no_labels, folder))
-    masks = next((path for path in folders if path.name.lower() in MASK_FOLDERS), None)
-    ng_folders = [path for path in folders if path not in (good, masks)]
-    made = replace(of_folders(good, ng_folders), name=name_of(folder), source=folder)
+    masks = [path for path in folders if path.name.lower() in MASK_FOLDERS]
+    ng_folders = [path for path in folders if path not in (*goods, *masks)]
+    made = replace(_of_parts(goods, ng_folders), name=name_of(folder), source=folder)
     if not ng_folders:
         return replace(made, test=partial(_no_labels, folder))
-    return made if masks is None else with_masks(made, masks)
+    return replace(made, test=partial(_test_of_folder, made, ng_folders, masks))
+
+
+def _test_of_folder(made: DataSet, ng: Sequence[Path], masks: Sequence[Path]) -> list[Sample]:
+    """Return the labelled images of a folder, with the masks that lie beside the NG parts."""
+    if not masks:
+        return made.test()
+    inner = [below for folder in ng for below in mask_folders(folder)]
+    if len(masks) + len(inner) > 1:
+        first, second = (*masks, *inner)[:2]
+        raise DataError(
+            f"{made.source}: holds {first} and {second}, so it is not told which holds the masks. "
+            "Keep one of them, or name the folders: --good FOLDER --ng FOLDER --masks FOLDER."
+        )
+    return assign_masks(made.test(), made.source, masks)
 
 
 def _of_list(path: Path) -> DataSet:
     entries = read_list(path)
+    refuse_repeated(path, entries)
     labelled = entries[0].label is not None
 
     def samples(split: str) -> list[Sample]:
@@ -271,15 +305,6 @@ def _refuse_mixed(folder: Path) -> None:
             )
 
 
-def _below(folder: Path) -> list[Path]:
-    images = list_below(folder)
-    if not images:
-        raise DataError(
-            f"{folder}: no images in it. Expected files ending in {', '.join(SUFFIXES)}."
-        )
-    return images
-
-
 def _no_labels(source: Path) -> list[Sample]:
     raise DataError(
         f"{source}: images without labels, and this needs good and NG ones. {TELL}; "
@@ -287,30 +312,62 @@ def _no_labels(source: Path) -> list[Sample]:
     )
 
 
-def _kinds(folder: Path) -> list[Sample]:
-    """Return the NG parts of a folder: each folder in it is a kind of defect."""
-    if not folder.is_dir():
-        return [Sample(path, name_of(folder)) for path in find_images([str(folder)])]
-    below = list_folders(folder)
-    kinds = [Sample(path, one.name) for one in below for path in list_below(one)]
-    direct = [path for path in list_below(folder) if path.parent == folder]
-    found = [Sample(path, folder.resolve().name) for path in direct] + kinds
+def _bad_of(source: Path) -> list[Sample]:
+    """Return the NG parts of what was named for them: each folder in a folder is a kind."""
+    if is_list(source):
+        return _bad_of_list(source)
+    if not source.is_dir():
+        return [Sample(path, name_of(path.parent)) for path in find_images([str(source)])]
+    masks = mask_folders(source)
+    found: list[Sample] = []
+    for path in images_below(source):
+        if not any(folder in path.parents for folder in masks):
+            inner = path.relative_to(source).parts[:-1]
+            _refuse_good(source, path, inner)
+            found.append(Sample(path, inner[0] if inner else source.resolve().name))
     if not found:
-        _below(folder)
-    return found
+        raise DataError(f"{source}: masks, and no images of NG parts. Expected these, too.")
+    found.sort(key=lambda sample: sample.image.parent != source)
+    return assign_masks(found, source, masks, below=source) if masks else found
 
 
-def _mask_of(sample: Sample, by_stem: dict[str, list[Path]], masks: Path) -> Path:
-    found = by_stem.get(sample.image.stem, [])
-    if len(found) > 1:  # the same stem in the folders of several defects
-        found = [path for path in found if path.parent.name == sample.defect] or found
-    if len(found) != 1:
-        seen = f"{len(found)} masks, {found[0]} and {found[1]}" if found else "no mask"
+def _refuse_good(source: Path, image: Path, folders: Sequence[str]) -> None:
+    """Refuse an NG part that lies in a folder whose name says that its parts are good."""
+    # A folder 0 below one of NG parts may be the first of several cameras.
+    if told := [name for name in folders if name.lower() in GOOD_NAMES and name != "0"]:
         raise DataError(
-            f"{sample.image}: {seen}. Expected one {sample.image.stem}.png or "
-            f"{sample.image.stem}_mask.png below {masks}; without masks, leave the folder out."
+            f"{image}: named as an NG part, and its folder is called {told[0]}. Name the folders "
+            f"of NG parts below {source}, one by one: --ng FOLDER --ng FOLDER."
         )
-    return found[0]
+
+
+def _bad_of_list(path: Path) -> list[Sample]:
+    """Return the NG parts of a list; without labels, all are."""
+    entries = read_list(path)
+    samples = [
+        Sample(entry.path, name_of(path), entry.mask) if entry.label is None else _sample(entry)
+        for entry in entries
+    ]
+    bad = [sample for sample in samples if sample.anomalous]
+    if not bad:
+        raise DataError(
+            f"{path}: only good images, and it was named for NG parts. Expected rows whose label "
+            "names a defect, or no column label."
+        )
+    return bad
+
+
+def _refuse_repeated(samples: Sequence[Sample]) -> None:
+    """Refuse an image that was named twice: it would count twice, or as good and as NG."""
+    seen: dict[str, Sample] = {}
+    for sample in samples:
+        first = seen.setdefault(file_key(sample.image), sample)
+        if first is not sample:
+            labels = sorted({first.defect, sample.defect})
+            raise DataError(
+                f"{sample.image}: named twice, as {' and as '.join(labels)}. Expected each image "
+                "once; name folders of which none holds another (--good FOLDER --ng FOLDER)."
+            )
 
 
 def _all_masked(samples: list[Sample]) -> list[Sample]:

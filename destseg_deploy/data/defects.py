@@ -16,7 +16,7 @@ from destseg_deploy.errors import ShapeError
 from destseg_deploy.spec.limits import are_answers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Defect:
     """A region whose pixels touch each other, also at corners. (0, 0) is the top left pixel.
 

@@ -18,7 +18,7 @@ from destseg_deploy.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
-_PREDICTED = ((b"image", b"score"), ("overlays", "maps", "overview.png"))
+_PREDICTED = ((b"image", b"score"), ("overlays", "overview.png"))
 OWN = {
     "predictions.csv": _PREDICTED,
     "predictions.json": _PREDICTED,
@@ -42,6 +42,11 @@ def common_folder(folders: Sequence[Path]) -> Path | None:
         return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
     except ValueError:
         return None
+
+
+def file_key(path: Path) -> str:
+    """Return what two paths have in common that name one entry of one real folder."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def folder_below(folder: Path, common: Path | None) -> Path:
@@ -78,6 +83,20 @@ def list_below(folder: Path) -> list[Path]:
     return sorted(stream_below(folder))
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Return the images of a folder at any depth, sorted.
+
+    Raises:
+        DataError: If there is none.
+    """
+    images = list_below(folder)
+    if not images:
+        raise DataError(
+            f"{folder}: no images in it. Expected files ending in {', '.join(SUFFIXES)}."
+        )
+    return images
+
+
 def stream_below(folder: Path) -> Iterator[Path]:
     """Yield the images of a folder at any depth; none if it does not exist.
 
@@ -107,7 +126,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
             )
         # The shortest path names an image that links lead to in several ways.
         for image in sorted(images, key=lambda path: (len(path.parts), path)):
-            found.setdefault(os.path.join(os.path.realpath(image.parent), image.name), image)
+            found.setdefault(file_key(image), image)
     return list(found.values())
 
 

@@ -29,6 +29,7 @@ from destseg_deploy.data.decoding import (
     open_picture,
     stated_depth,
 )
+from destseg_deploy.data.pixel_formats import to_8_bit
 from destseg_deploy.data.resize import remark_squeeze, resize_image
 from destseg_deploy.errors import DataError
 
@@ -60,9 +61,9 @@ def assumed_bit_depth() -> int | None:
 def read_image(path: Path | str, bit_depth: int | None = None) -> NDArray[np.uint8]:
     """Read an image as RGB.
 
-    Grey is repeated over the three channels, and alpha is dropped. Of a 16-bit file's pixels the
-    highest 8 of their ``bit_depth`` bits are kept. Files with an orientation tag or with several
-    pages are refused: training, evaluation and a line's raw frames must see the same pixels.
+    Grey is repeated over the three channels, and alpha is dropped. The pixels of a 16-bit file are
+    scaled as ``pixel_formats`` scales the frames of such a camera. Files with an orientation tag or
+    several pages are refused: training, evaluation and a line's frames must see the same pixels.
 
     Args:
         path: PNG, JPEG, BMP or TIFF, whatever its suffix is.
@@ -170,7 +171,7 @@ def _to_bytes(pixels: Pixels, depth: int | None, name: Path | str) -> NDArray[np
             f"{name}: its largest value is {largest}, expected at most {(1 << depth) - 1} with a "
             f"bit depth of {depth}. State the camera's depth: --bit-depth {_least(largest)}."
         )
-    return (pixels >> (depth - 8)).astype(np.uint8)
+    return to_8_bit(pixels, (1 << depth) - 1)
 
 
 def _told_depth(pixels: Pixels, largest: int, name: Path | str) -> int:

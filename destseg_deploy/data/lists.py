@@ -6,22 +6,25 @@
     parts/001.png,good,
     parts/002.png,scratch,masks/002.png
 
-Only ``path`` is needed. Paths are relative to the list. A label is ``good`` (or ``ok``, ``normal``,
-``0``), or names the defect; a list without labels holds good parts. An optional column ``split``
-(``train`` or ``test``) keeps the images that are measured on apart from those that are trained on.
-A JSON list holds an object for each image, with the same names. Both are UTF-8, or the UTF-16 that
-Excel and PowerShell write.
+Only ``path`` is needed, each once. Paths are relative to the list. A label is ``good`` (or ``ok``,
+``normal``, ``0``), or names the defect; a list without labels holds good parts. An optional column
+``split`` (``train`` or ``test``) keeps the images that are measured on apart from those that are
+trained on. A JSON list holds an object for each image, with the same names. Both are UTF-8, or the
+UTF-16 that Excel and PowerShell write.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from destseg_deploy.data.finding import file_key
 from destseg_deploy.errors import DataError
 from destseg_deploy.text import decode_text
 
@@ -39,12 +42,14 @@ class Entry:
         label: What it is, as written; None where the list says nothing.
         mask: Its ground truth, or None.
         split: ``train``, ``test``, or None where the list says nothing.
+        row: Its row in the list, for errors.
     """
 
     path: Path
     label: str | None
     mask: Path | None
     split: str | None
+    row: int
 
 
 def is_list(path: Path) -> bool:
@@ -69,7 +74,7 @@ def read_list(path: Path) -> list[Entry]:
             f"{path}: no list of images ({error}). Expected UTF-8 or UTF-16 text, a CSV table "
             "with the columns path,label,mask or a JSON list of objects."
         ) from error
-    entries = [_entry(row, path, f"row {number}") for number, row in rows]
+    entries = [_entry(row, path, number) for number, row in rows]
     if not entries:
         raise DataError(f"{path}: no rows. Expected an image in each, below path,label,mask.")
     if 0 < sum(entry.label is None for entry in entries) < len(entries):
@@ -81,18 +86,43 @@ def read_list(path: Path) -> list[Entry]:
     return entries
 
 
+def refuse_repeated(path: Path, entries: Sequence[Entry]) -> None:
+    """Refuse a list that names an image twice: it would count twice, or be its own test.
+
+    Raises:
+        DataError: With the image and both rows.
+    """
+    seen: dict[str, Entry] = {}
+    for entry in entries:
+        first = seen.setdefault(file_key(entry.path), entry)
+        if first is not entry:
+            labels = "" if first.label == entry.label else f", as {first.label} and {entry.label}"
+            raise DataError(
+                f"{path}: rows {first.row} and {entry.row} name the same image, {entry.path}"
+                f"{labels}. Expected each image once; delete one of the rows."
+            )
+
+
 def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    lines = text.splitlines()
-    head = lines[0] if lines else ""
-    reader = csv.DictReader(lines, delimiter=max(",;\t", key=head.count))
+    head = text.partition("\n")[0]
+    table = io.StringIO(text, newline="")  # a name in quotes may hold a line break
+    reader = csv.DictReader(table, delimiter=max(",;\t", key=head.count))
     names = [name.strip().lower() for name in reader.fieldnames or ()]
     if "path" not in names:
         raise DataError(
             f"{path}: the columns are {', '.join(names) or 'missing'}, expected path and, where "
             "they are known, label and mask. Write path,label,mask as the first line."
         )
+    _refuse_misspelt(names, path)
     reader.fieldnames = names
-    return [(reader.line_num, row) for row in reader]
+    rows = [(reader.line_num, row) for row in reader]
+    for number, row in rows:
+        if None in row:
+            raise DataError(
+                f"{path}: row {number} has more cells than the {len(names)} columns. Put a name "
+                "that holds a comma into double quotes."
+            )
+    return rows
 
 
 def _json_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -101,21 +131,40 @@ def _json_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         raise DataError(
             f'{path}: expected a list of objects, [{{"path": "a.png", "label": "good"}}, ...].'
         )
-    return list(enumerate(found, 1))
+    rows = [{str(name).strip().lower(): value for name, value in row.items()} for row in found]
+    _refuse_misspelt(dict.fromkeys(name for row in rows for name in row), path)
+    return list(enumerate(rows, 1))
 
 
-def _entry(row: dict[str, Any], path: Path, where: str) -> Entry:
+def _refuse_misspelt(names: Iterable[str], path: Path) -> None:
+    """Refuse a column whose name is nearly one that is read: without labels, all parts are good."""
+    for name in names:
+        if name not in COLUMNS and (like := get_close_matches(name, COLUMNS, 1, 0.75)):
+            raise DataError(
+                f"{path}: a column {name!r}, expected {', '.join(COLUMNS)}. Call it {like[0]!r}, "
+                "or give it a name that is not so near to it."
+            )
+
+
+def _entry(row: dict[str, Any], path: Path, number: int) -> Entry:
     """Return the entry of a row; empty cells are as if they were not there."""
-    given = {name: _cell(row.get(name)) for name in COLUMNS}
+    where = f"row {number}"
+    given = {name: _cell(row.get(name), f"{path}: {where}: {name}") for name in COLUMNS}
     image, label, mask, split = (given[name] for name in COLUMNS)
     if image is None:
         raise DataError(f"{path}: {where} has no path. Expected the name of an image.")
     if split is not None and split.lower() not in SPLITS:
         raise DataError(f"{path}: {where}: split {split!r}, expected train or test.")
     folder = path.parent
-    return Entry(folder / image, label, folder / mask if mask else None, split and split.lower())
+    truth = folder / mask if mask else None
+    return Entry(folder / image, label, truth, split and split.lower(), number)
 
 
-def _cell(value: object) -> str | None:
+def _cell(value: object, where: str) -> str | None:
+    """Return a cell's text; None where it is empty."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise DataError(f"{where} is {value!r}, expected text.")
     text = "" if value is None else str(value).strip()
+    if "\0" in text:
+        raise DataError(f"{where} is {text!r}, expected no zero byte in it.")
     return text or None

@@ -2,7 +2,8 @@
 
 Everything is done in whole numbers, so that ``cpp/src/pixel_formats.cpp`` gives the same bits:
 
-- 10, 12 and 16 bit grey: ``(min(v, maximum) * 255 + maximum // 2) // maximum``.
+- 10, 12 and 16 bit grey: ``(min(v, maximum) * 255 + maximum // 2) // maximum``; files of such a
+  camera, too, so that a frame has the same pixels on the line as in a folder.
 - Bayer: a missing colour is the mean of the nearest pixels that have it, halves rounded up; beyond
   an edge lies the pixel on its other side, so colours keep their places.
 - YUV 4:2:2: BT.601 with all numbers from 0 to 255, in units of 2⁻¹⁶; two pixels share a colour.
@@ -101,11 +102,16 @@ def to_rgb(
     most = _maximum(frame_format, maximum)
     _check(frame, frame_format)
     if most is not None:
-        wide = np.minimum(frame.astype(np.uint32), most)
-        return ((wide * 255 + most // 2) // most).astype(np.uint8)
+        return to_8_bit(frame, most)
     if frame_format.startswith("bayer"):
         return _from_bayer(frame, frame_format[6:8])
     return _CONVERSIONS[frame_format](frame)
+
+
+def to_8_bit(values: NDArray[Any], maximum: int) -> NDArray[np.uint8]:
+    """Scale values of any shape so that ``maximum``, 1 to 65535, is 255; halves are rounded up."""
+    wide = np.minimum(values.astype(np.uint32), maximum)
+    return ((wide * 255 + maximum // 2) // maximum).astype(np.uint8)
 
 
 def _maximum(frame_format: FrameFormat, maximum: int | None) -> int | None:

@@ -52,7 +52,7 @@ class Draw:
     beta: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Anomaly:
     """A training sample.
 

@@ -7,7 +7,7 @@ number of images: wrong verdicts and right ones, half of each where there are en
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from destseg_deploy.evaluation.metrics import Curves, pixel_curves
 from destseg_deploy.evaluation.ranking import rank_images
 from destseg_deploy.evaluation.test_set import TestSet
 from destseg_deploy.evaluation.worst_errors import OperatingPoint, operating_point
-from destseg_deploy.spec import ModelSpec, ParityRecord, Threshold
+from destseg_deploy.spec import ModelSpec, ParityRecord, Threshold, exceeds
 from destseg_deploy.text import printable
 from destseg_deploy.web.document import document
 from destseg_deploy.web.encoding import encode_picture
@@ -69,6 +69,7 @@ def html_report(
     test, result, spec = report.test, report.result, report.spec
     point = operating_point(report.threshold, result)
     moment = datetime.now().astimezone()
+    kinds = _names_of_kinds(test)
     pixel = (
         [] if result.pixel is None else [("pixel AP", result.pixel.ap), ("PRO", result.pixel.pro)]
     )
@@ -82,8 +83,9 @@ def html_report(
         "threshold": report.threshold and asdict(report.threshold),
         "point": _point(point, report.threshold),
         "metrics": [("image AUROC", result.image_auroc), ("image F1", result.image_f1_max), *pixel],
-        "images": list(_images(test, shown(test, point, pictures), progress)),
-        "defects": [asdict(row) for row in result.defects],
+        "trained_on": _trained_on(report),
+        "images": list(_images(test, kinds, shown(test, point, pictures), progress)),
+        "defects": [asdict(row) | {"defect": kinds[row.defect]} for row in result.defects],
         "curves": list(_curves(test, report.curves)),
         "facts": [{"title": title, "rows": rows} for title, rows in _facts(spec) if rows],
     }
@@ -97,7 +99,7 @@ def shown(test: TestSet, point: OperatingPoint, count: int) -> list[int]:
     """
     judge = Threshold(point.score, 0.0, point.source)
     distance = np.array([abs(judge.normalized(float(score)) - 0.5) for score in test.scores])
-    is_wrong = (test.scores > np.float32(point.score)) != test.labels
+    is_wrong = exceeds(test.scores, point.score) != test.labels
     wrong = sorted(np.flatnonzero(is_wrong), key=lambda i: -distance[i])
     right = sorted(np.flatnonzero(~is_wrong), key=lambda i: distance[i])
     most = max(count - count // 2, count - len(right))
@@ -112,14 +114,34 @@ def _point(point: OperatingPoint, threshold: Threshold | None) -> dict[str, Any]
     return {"score": point.score, "pixel": pixel, "source": source}
 
 
+def _trained_on(report: Report) -> dict[str, int]:
+    """Count the images, and the good ones, that the model was trained on."""
+    good = {sample.image for sample in report.test.samples if not sample.anomalous}
+    return {"images": len(report.trained_on), "good": len(good.intersection(report.trained_on))}
+
+
+def _names_of_kinds(test: TestSet) -> dict[str, str]:
+    """Return how each kind of defect is shown; no two alike, since the page counts by them."""
+    names: dict[str, str] = {}
+    for kind in dict.fromkeys(sample.defect for sample in test.samples):
+        name = printable(kind)
+        while name in names.values():
+            name += "'"
+        names[kind] = name
+    return names
+
+
 def _images(
-    test: TestSet, chosen: list[int], progress: Callable[[int, int, str], None]
+    test: TestSet,
+    kinds: Mapping[str, str],
+    chosen: list[int],
+    progress: Callable[[int, int, str], None],
 ) -> Iterator[dict[str, Any]]:
     wanted, done = set(chosen), 0
     for i, sample in enumerate(test.samples):
         row = {
             "name": printable(sample.image.name),
-            "kind": printable(sample.defect),
+            "kind": kinds[sample.defect],
             "bad": sample.anomalous,
             "score": float(test.scores[i]),
             "peak": float(test.maps[i].max()),

@@ -22,6 +22,7 @@ class Report:
         result: The metrics.
         curves: The pixel curves; None without ground truth.
         spec: The artifact's contract.
+        trained_on: Its images that the model was trained on, as far as that can be known.
         sweep: Image AUROC for other scores; empty unless asked for.
         student_teacher: The metrics of a checkpoint's student-teacher map, the paper's DeST; None
             for an exported model, which has the segmentation alone.
@@ -33,6 +34,7 @@ class Report:
     result: Evaluation
     curves: Curves | None
     spec: ModelSpec
+    trained_on: tuple[Path, ...] = ()
     sweep: tuple[TopKRow, ...] = ()
     student_teacher: Evaluation | None = None
 

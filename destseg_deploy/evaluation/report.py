@@ -17,9 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from destseg_deploy.data.datasets import DataSet, open_dataset
+from destseg_deploy.data.seen import seen_in_training
 from destseg_deploy.evaluation.curves import draw_curves, require_matplotlib
 from destseg_deploy.evaluation.html_report import PICTURES, html_report, is_report
 from destseg_deploy.evaluation.measured import Report
@@ -37,6 +36,7 @@ from destseg_deploy.locks import locked
 from destseg_deploy.pictures.overlays import write_png
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import HasStudentTeacherMap
+from destseg_deploy.spec import verdicts
 from destseg_deploy.text import load_json, printable
 
 FILES = ("curves.png", "worst.png", "metrics.json", "report.html")
@@ -66,10 +66,10 @@ def evaluate_category(
 
     Raises:
         BackendError: If pictures are wanted and matplotlib is not installed.
-        DataError: If the data set is not as expected, or a file cannot be read or written.
+        DataError: If the data set is not as expected, or a file cannot be read.
         MetricError: If a T is out of range, or the maps hold NaN.
         OutputError: If another run writes to the folder, or a file there is not of an earlier one.
-        OSError: If the output folder cannot be made.
+        OSError: If the output cannot be written.
     """
     data, artifact = open_dataset(data), Path(artifact)
     output = None if output is None else Path(output)
@@ -135,7 +135,8 @@ def _measure(
 ) -> Report:
     test = score_test_set(predictor, data, batch_size=batch_size, report=report)
     result, curves = compute_metrics_and_curves(test)
-    return Report(artifact, data.source, test, result, curves, predictor.spec)
+    seen = seen_in_training(predictor.spec.training, [sample.image for sample in test.samples])
+    return Report(artifact, data.source, test, result, curves, predictor.spec, tuple(seen))
 
 
 @contextmanager
@@ -186,10 +187,9 @@ def _write(report: Report, folder: Path) -> None:
 def _image_rows(report: Report) -> list[dict[str, Any]]:
     """Return file, label, score and verdict of each image; the verdict needs a threshold."""
     test, threshold = report.test, report.threshold
-    verdicts: list[str | None] = [None] * len(test.samples)
+    judged: Sequence[str | None] = [None] * len(test.samples)
     if threshold is not None:
-        found = test.scores > np.float32(threshold.score)
-        verdicts = ["NG" if anomalous else "OK" for anomalous in found]
+        judged = verdicts(test.scores, threshold.score)
     return [
         {
             "image": str(sample.image),
@@ -198,5 +198,5 @@ def _image_rows(report: Report) -> list[dict[str, Any]]:
             "score": float(score),
             "verdict": verdict,
         }
-        for sample, score, verdict in zip(test.samples, test.scores, verdicts, strict=True)
+        for sample, score, verdict in zip(test.samples, test.scores, judged, strict=True)
     ]

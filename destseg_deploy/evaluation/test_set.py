@@ -28,7 +28,7 @@ from destseg_deploy.evaluation.metrics import (
 )
 from destseg_deploy.evaluation.ranking import rank_images, rank_pixels
 from destseg_deploy.predictor import Predictor
-from destseg_deploy.spec import ModelSpec
+from destseg_deploy.spec import ModelSpec, exceeds
 
 TABLE_S1 = (20, 50, 100, 200)
 """The values of T in Table S1 of the paper's supplement; 100 is the one it adopts."""
@@ -49,7 +49,7 @@ class Judged:
     missed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TestSet:
     """Predictions and labels of a test set, for metrics, curves and pictures.
 
@@ -78,8 +78,7 @@ class TestSet:
 
     def judged(self, threshold: float) -> Judged:
         """Count the wrong verdicts at a threshold: anomalous where score > threshold."""
-        # As float32: in float64 a score that equals the threshold may be above it.
-        found = self.scores > np.float32(threshold)
+        found = exceeds(self.scores, threshold)
         return Judged(int((found & ~self.labels).sum()), int((~found & self.labels).sum()))
 
     @property

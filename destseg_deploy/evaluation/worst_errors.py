@@ -36,7 +36,7 @@ from destseg_deploy.pictures.text import (
     caption_font,
     shorten,
 )
-from destseg_deploy.spec import Threshold
+from destseg_deploy.spec import Threshold, exceeds
 
 PANEL = 300
 """Longest side of a panel in pixels: two triptychs side by side fill a screen."""
@@ -105,7 +105,7 @@ def worst_errors(test: TestSet, point: OperatingPoint, *, count: int = 4) -> tup
     Returns:
         Two groups, or three where an image is left for the third. No image comes twice.
     """
-    found = test.scores > np.float32(point.score)
+    found = exceeds(test.scores, point.score)
     # Stable, so that images with equal scores keep the order of their names.
     highest, lowest = (np.argsort(key, kind="stable") for key in (-test.scores, test.scores))
     normal, anomalous = highest[~test.labels[highest]][:count], lowest[test.labels[lowest]][:count]

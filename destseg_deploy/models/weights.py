@@ -63,16 +63,19 @@ def load_teacher(
     Args:
         teacher: Changed in place.
         weights: A ``.pth`` or ``.safetensors`` file with torchvision's names, either the whole
-            ResNet18 or only the stem and ``layer1`` to ``layer3``. None uses torchvision's file
-            from torch's cache and downloads it when it is missing.
+            ResNet18 or only the stem and ``layer1`` to ``layer3``; or a checkpoint, official or
+            ours, for the teacher in it. None uses torchvision's file from torch's cache and
+            downloads it when it is missing.
         source: ``imagenet``; ``random`` to keep the random weights (for demonstrations only); or
             ``auto``: ImageNet's, and the random ones where they cannot be had.
 
     Returns:
-        The record for the spec; file and hash are None for random weights.
+        The record for the spec; file and hash are None for random weights. A checkpoint of ours
+        passes on its own record.
 
     Raises:
         WeightsError: If the file cannot be downloaded or read, or belongs to another network.
+        SpecError: If it is a checkpoint of ours and its spec is missing, or of another file.
     """
     if source == "random":
         if weights is not None:
@@ -94,9 +97,20 @@ def load_teacher(
         if name.split(".")[0] in ("conv1", "bn1", "layer1", "layer2", "layer3")
     }
     _load_strictly(teacher.encoder, state, path, "a torchvision ResNet18")
+    if (known := _teacher_inside(path)) is not None:
+        return known
     digest = sha256(path)
     origin = "torchvision IMAGENET1K_V1" if digest == TEACHER_SHA256 else "file"
     return TeacherRecord(origin, path.name, digest)
+
+
+def _teacher_inside(path: Path) -> TeacherRecord | None:
+    """Return what a checkpoint of ours says of the teacher in it, which may be a random one."""
+    if not is_checkpoint(path):
+        return None
+    spec = ModelSpec.read(path)
+    spec.check_artifact(path)
+    return spec.teacher
 
 
 @torch.no_grad()
@@ -172,7 +186,7 @@ def fetch_pinned(url: str, path: Path, digest: str, *, what: str, advice: str) -
         # torch.hub downloads to a temporary name and renames the file only if the hash is right.
         # Here it gets the whole hash: its load_state_dict_from_url knows the 8 digits in the name.
         with _socket_timeout(DOWNLOAD_TIMEOUT_S):
-            progress = sys.stderr.isatty()
+            progress = sys.stderr is not None and sys.stderr.isatty()  # pythonw has none
             torch.hub.download_url_to_file(url, str(path), digest, progress)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(

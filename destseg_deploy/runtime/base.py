@@ -18,9 +18,11 @@ from destseg_deploy.spec import ModelSpec
 from destseg_deploy.spec.limits import are_answers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """Answers for N images. The arrays belong to the caller; no runtime writes to them again.
+
+    It equals itself alone; compare the arrays.
 
     Attributes:
         anomaly_map: float32 (N, H, W), in [0, 1]; high where a defect is seen.
@@ -33,6 +35,25 @@ class Prediction:
     score: NDArray[np.float32]
     frame_sizes: tuple[tuple[int, int], ...] | None = None
     pixel_threshold: float | None = None
+
+    @staticmethod
+    def concatenate(parts: Sequence[Prediction]) -> Prediction:
+        """Join predictions of one artifact, in order.
+
+        Args:
+            parts: At least one; their maps have one height and width.
+
+        Returns:
+            Copies of their answers. It has frame sizes where all parts have them, and the pixel
+            threshold of the first.
+        """
+        sizes: list[tuple[int, int]] = []
+        for part in parts:
+            sizes += part.frame_sizes or ()
+        anomaly_map = np.concatenate([part.anomaly_map for part in parts])
+        score = np.concatenate([part.score for part in parts])
+        known = tuple(sizes) if len(sizes) == len(score) else None
+        return Prediction(anomaly_map, score, known, parts[0].pixel_threshold)
 
     def defects(self, threshold: float | None = None) -> list[list[Defect]]:
         """Return the defects of each frame, in the frame's pixels, the greatest peak first.
@@ -48,7 +69,7 @@ class Prediction:
         if cut is None:
             raise SpecError(
                 "defects: no pixel threshold is set yet. Pass one, or set it from normal images: "
-                "destseg-threshold ARTIFACT --normal FOLDER"
+                "destseg-threshold ARTIFACT --good FOLDER"
             )
         sizes = self.frame_sizes or [self.anomaly_map.shape[1:]] * len(self.anomaly_map)
         return [

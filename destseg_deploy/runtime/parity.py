@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,11 +150,7 @@ def _drawn(number: int) -> NDArray[np.uint8]:
 
 
 def _answers(runtime: Runtime, frames: NDArray[np.uint8]) -> Prediction:
-    answers: Sequence[Prediction] = [runtime.infer(frame[None]) for frame in frames]
-    return Prediction(
-        np.concatenate([one.anomaly_map for one in answers]),
-        np.concatenate([one.score for one in answers]),
-    )
+    return Prediction.concatenate([runtime.infer(frame[None]) for frame in frames])
 
 
 def _apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from destseg_deploy.runtime.parity import check_runtime, parity_frames
 from destseg_deploy.spec import ModelSpec
 
 _SWITCH = threading.Lock()
-"""PyTorch has one switch for TF32 in the whole process."""
+"""PyTorch's switches for TF32 belong to the whole process."""
 
 _RAN_IN: set[int] = set()
 """Processes in which PyTorch has computed: this one, and those that it was forked from."""
@@ -61,7 +62,7 @@ class PyTorchRuntime:
         self._tf32 = options.tf32
         self._how = device, options
         self._device = torch.device(str(device))
-        self._model = model
+        self._model: DeSTSeg | None = model
         served = (
             served_graph(model, spec, graph)
             if options.precision == "fp32"
@@ -84,13 +85,14 @@ class PyTorchRuntime:
     def student_teacher(self) -> PyTorchRuntime:
         """See ``HasStudentTeacherMap``; in float32, the networks are shared."""
         check_open(self._graph, self.spec, self._process)
+        assert self._model is not None
         device, options = self._how
         exact = replace(options, precision="fp32")
         return PyTorchRuntime(self._model, self.spec, device, exact, graph=StudentTeacherGraph)
 
     def close(self) -> None:
         """Drop the networks."""
-        self._graph = None
+        self._graph = self._model = None
         self._keep()
 
 
@@ -132,11 +134,11 @@ def _set_threads(options: TorchOptions, name: str) -> None:
 
 @contextmanager
 def switched(device: torch.device, *, tf32: bool, benchmark: bool | None = None) -> Iterator[None]:
-    """Set PyTorch's switches for a GPU's convolutions, and put them back.
+    """Set PyTorch's switches for a GPU, and put them back; products stay in float32.
 
     Args:
         device: Nothing is switched for another than a GPU.
-        tf32: Let them use TF32; PyTorch's default is yes, which changes scores.
+        tf32: Let convolutions use TF32; PyTorch's default is yes, which changes scores.
         benchmark: Let cuDNN measure its algorithms and keep the fastest; None leaves it as it is.
     """
     if device.type != "cuda":
@@ -148,6 +150,50 @@ def switched(device: torch.device, *, tf32: bool, benchmark: bool | None = None)
         cudnn.allow_tf32 = tf32
         cudnn.benchmark = cudnn.benchmark if benchmark is None else benchmark
         try:
-            yield
+            with exact_products():
+                yield
         finally:
             cudnn.allow_tf32, cudnn.benchmark = before
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Keep TF32 out of matrix products, which PyTorch allows only where the program asked for it.
+
+    A resize by matrix products needs all bits of float32. ``allow_tf32`` is not used: it sets a
+    part of what ``set_float32_matmul_precision`` sets, and PyTorch refuses to read what differs.
+    """
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the program set PyTorch's newer switch, beside which this one refuses
+        with _precision_of(torch.backends.cuda.matmul, "ieee"):
+            yield
+        return
+    if before == "highest":
+        yield
+        return
+    with _precision_of(getattr(torch.backends.mkldnn, "matmul", None)):  # set along with a GPU's
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _precision_of(products: Any, wanted: str | None = None) -> Iterator[None]:
+    """Set a newer switch of products unless None is wanted, and put it back in any case.
+
+    Args:
+        products: A back end's; None where PyTorch is older than 2.9 and has no such switch.
+        wanted: ``ieee`` is float32.
+    """
+    if products is None:
+        yield
+        return
+    before = products.fp32_precision
+    products.fp32_precision = wanted or before
+    try:
+        yield
+    finally:
+        products.fp32_precision = before

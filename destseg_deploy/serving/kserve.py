@@ -27,7 +27,7 @@ VERDICT = "verdict"
 SIDE_OF_ANY = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InferRequest:
     """What a client asks.
 
@@ -98,11 +98,11 @@ def read_request(body: bytes, header_length: str | None, spec: ModelSpec) -> Inf
         raise ShapeError(f"request: not JSON ({error}). Expected an inference request.") from error
     if not isinstance(asked, dict):
         raise ShapeError("request: expected a JSON object with inputs.")
-    identity = asked.get("id")
+    identity, binary = asked.get("id"), _flag(asked, "binary_data_output")
     return InferRequest(
         _read_input(asked.get("inputs"), body[end:], spec),
-        _read_outputs(asked.get("outputs")),
-        _flag(asked, "binary_data_output"),
+        _read_outputs(asked.get("outputs"), binary),
+        binary,
         identity if isinstance(identity, str) else None,
     )
 
@@ -204,19 +204,21 @@ def _numbers(data: Any, name: str) -> NDArray[np.uint8]:
     return values.astype(np.uint8)
 
 
-def _read_outputs(outputs: Any) -> dict[str, bool] | None:
+def _read_outputs(outputs: Any, binary: bool) -> dict[str, bool] | None:
+    """Return the outputs that are asked for, and whether each is to be bytes."""
     if outputs is None:
         return None
     if not isinstance(outputs, list) or not all(
         isinstance(one, dict) and isinstance(one.get("name"), str) for one in outputs
     ):
         raise ShapeError("outputs: expected a list of objects with a name.")
-    return {one["name"]: _flag(one, "binary_data") for one in outputs}
+    return {one["name"]: _flag(one, "binary_data", default=binary) for one in outputs}
 
 
-def _flag(holder: dict[str, Any], name: str) -> bool:
+def _flag(holder: dict[str, Any], name: str, *, default: bool = False) -> bool:
     parameters = holder.get("parameters")
-    return isinstance(parameters, dict) and parameters.get(name) is True
+    said = parameters.get(name) if isinstance(parameters, dict) else None
+    return default if said is None else said is True
 
 
 def _short(value: Any) -> str:

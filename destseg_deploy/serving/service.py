@@ -15,7 +15,7 @@ from destseg_deploy.data.images import read_content
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
-from destseg_deploy.spec import Threshold
+from destseg_deploy.spec import Threshold, verdicts
 from destseg_deploy.web.encoding import encode_picture
 
 MOST_PIXELS = 64_000_000
@@ -56,8 +56,7 @@ class Service:
         """Return OK or NG for each image; None without a threshold."""
         if self.threshold is None:
             return None
-        limit = np.float32(self.threshold.score)
-        return ["NG" if score > limit else "OK" for score in prediction.score]
+        return verdicts(prediction.score, self.threshold.score)
 
     def look(self, content: bytes) -> dict[str, Any]:
         """Score an image file and return what the page shows of it.

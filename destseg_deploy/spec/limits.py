@@ -21,7 +21,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 RESTORE = "Restore it or export again."
 SET_AGAIN = (
     'Write "threshold": null into the file, then set it again: destseg-threshold ARTIFACT '
-    "--normal FOLDER"
+    "--good FOLDER"
 )
 
 
@@ -31,7 +31,7 @@ to 1 within 1e-6."""
 
 
 def are_answers(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Tell of each score or map value whether it is one: NaN and what is not in [0, 1] is none."""
+    """Tell which values are in [0, 1], within ``ROUNDING``; NaN is not."""
     # NaN is neither above nor below anything, so the comparison asks for what is right.
     return np.asarray((values >= -ROUNDING) & (values <= 1 + ROUNDING))
 

@@ -9,6 +9,9 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from destseg_deploy.errors import SpecError
 from destseg_deploy.files import sha256
 from destseg_deploy.spec.limits import (
@@ -56,6 +59,23 @@ def is_number(text: str) -> bool:
     One of more than ``MOST_DIGITS`` counts nothing here, and ``int`` fails beyond 4,300.
     """
     return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
+
+
+def exceeds(scores: ArrayLike, threshold: float) -> NDArray[np.bool_]:
+    """Tell which scores are NG: greater than the threshold.
+
+    Both are compared as float32: in float64, a score that equals the threshold may be above it.
+
+    Args:
+        scores: Of any shape.
+        threshold: In [0, 1].
+    """
+    return np.asarray(np.asarray(scores, np.float32) > np.float32(threshold))
+
+
+def verdicts(scores: ArrayLike, threshold: float) -> list[str]:
+    """Return ``NG`` or ``OK`` for each score (N,); see ``exceeds``."""
+    return ["NG" if ng else "OK" for ng in exceeds(scores, threshold)]
 
 
 @dataclass(frozen=True)
@@ -212,10 +232,11 @@ class Threshold:
         for every model, so that an operator can compare production lines. It changes neither the
         order of scores nor a verdict: only a score above the threshold becomes more than 0.5.
         """
+        raw, limit = float(np.float32(score)), float(np.float32(self.score))  # see ``exceeds``
         # Without 1e-6, a threshold of 1 would divide by 0 for a score that rounding lifted above 1.
-        if score > self.score:
-            return min(1.0, 0.5 + 0.5 * (score - self.score) / max(1 - self.score, 1e-6))
-        return max(0.0, 0.5 * score / self.score) if self.score > 0 else 0.0
+        if raw > limit:
+            return min(1.0, 0.5 + 0.5 * (raw - limit) / max(1 - limit, 1e-6))
+        return max(0.0, 0.5 * raw / limit) if limit > 0 else 0.0
 
     def check(self, where: str) -> None:
         """Refuse a threshold that no score or pixel could exceed, or that all would.

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from destseg_deploy.errors import SpecError
 from destseg_deploy.spec.limits import RESTORE
+from destseg_deploy.spec.parts import is_number
 from destseg_deploy.spec.tiling import Size
 
 MAX_MASK_TEXT = 1 << 20
@@ -60,7 +61,7 @@ class RegionSpec:
             SpecError: If the text is something else.
         """
         parts = text.split(",")
-        if len(parts) != 4 or not all(part.isascii() and part.isdecimal() for part in parts):
+        if len(parts) != 4 or not all(map(is_number, parts)):
             raise SpecError(
                 f"region {text!r}: expected X,Y,WIDTH,HEIGHT in pixels of the frame, such as "
                 "100,50,640,480, or a mask in a PNG file"
@@ -148,7 +149,7 @@ class RegionSpec:
             if start < 0 or length < 1 or start + length > side:
                 raise SpecError(
                     f"{where}: {first} is {start} and {extent} {length}, expected a part of 0 to "
-                    f"{side}, which the frame has. {RESTORE}"
+                    f"{side}, which the frame has. Choose a region inside of it."
                 )
         try:
             inside = int(self.mask_at(frame, size).sum())
@@ -190,7 +191,9 @@ def _decode(content: bytes, size: Size) -> NDArray[np.bool_]:
                     f"mask has {found[1]}x{found[0]} pixels, expected {size[1]}x{size[0]}. Pass a "
                     "mask of that size."
                 )
-            bands = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+            # Pillow's bits become bools whose bytes are 255, which OpenVINO does not take for true.
+            mode = {"P": "RGB", "1": "L"}.get(image.mode, image.mode)
+            bands = np.asarray(image.convert(mode))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise SpecError(f"mask is not a PNG{reason}. Pass a PNG file.") from None

@@ -120,7 +120,7 @@ def settle_threshold(
         return kept
     report(
         f"{output}: drops {value}, which was set for another model. Set a new one: "
-        f"destseg-threshold {output} --normal FOLDER"
+        f"destseg-threshold {output} --good FOLDER"
     )
     return new
 

@@ -41,7 +41,7 @@ HEADER = ("step", "phase", "loss")
 """Columns of the table of losses."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RunState:
     """How far a run is.
 

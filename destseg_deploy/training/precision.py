@@ -10,6 +10,7 @@ import torch
 from destseg_deploy.errors import BackendError
 from destseg_deploy.memory import refuse_shortage
 from destseg_deploy.models.destseg import DeSTSeg
+from destseg_deploy.runtime.torch_runtime import exact_products
 from destseg_deploy.training.recipe import PRECISIONS, check_option
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,7 +78,7 @@ def pick_threads(count: int) -> int:
 def computing_with(threads: int) -> Iterator[None]:
     """Compute with a number of CPU threads; 0 changes nothing.
 
-    Sums are split among them, so another number rounds otherwise.
+    Sums are split among them, so another number changes their last bits.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -89,15 +90,20 @@ def computing_with(threads: int) -> Iterator[None]:
 
 @contextmanager
 def tuned_convolutions(device: torch.device) -> Iterator[None]:
-    """Let cuDNN measure its kernels and keep the fastest, for the time of the context.
+    """Let a GPU's cuDNN measure its kernels and keep the fastest, and products be float32.
 
-    It pays because the shapes never change during a training. Afterwards the setting of the host
-    program is restored.
+    Measuring pays because the shapes never change during a training. Convolutions may round to
+    TF32, matrix products never, as PyTorch has it by itself. Afterwards the settings of the host
+    program are restored. On a CPU, nothing is changed.
     """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or device.type == "cuda"
-    try:
+    if device.type != "cuda":
         yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with exact_products():
+            yield
     finally:
         torch.backends.cudnn.benchmark = before
 

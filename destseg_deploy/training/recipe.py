@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from destseg_deploy.data.synthesis import PAPER_ROTATIONS, ROTATIONS
+from destseg_deploy.device import Device
 from destseg_deploy.errors import TrainingError
-from destseg_deploy.options import MOST_THREADS, option
+from destseg_deploy.options import MOST_THREADS, Checked, option
 from destseg_deploy.spec import MAX_NETWORK_SIDE, TilingSpec
 from destseg_deploy.spec.tiling import MAX_SCALE
 
@@ -30,7 +31,7 @@ PRESET = "the preset's"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """Everything that decides what is trained. Defaults: the paper's supplement, section A.
 
     Attributes:
@@ -61,6 +62,8 @@ class Recipe:
             100 at 256 px and the same share elsewhere.
         seed: Seed of weights, order and anomalies.
     """
+
+    error = TrainingError
 
     name: str = PAPER
     size: int = option(
@@ -115,7 +118,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be trained with."""
+        """Refuse values that cannot be trained with.
+
+        Raises:
+            TrainingError: With the field, its value, and what was expected.
+        """
+        super().__post_init__()
         good = 64 <= self.size <= MAX_NETWORK_SIDE and self.size % 32 == 0
         expected = f"a multiple of 32, from 64 to {MAX_NETWORK_SIDE}"
         check_option(good, "size", self.size, expected)  # before all images are read at that size
@@ -126,14 +134,19 @@ class Recipe:
             check_option(steps >= 1, "steps", steps, "at least 1")
             check_option(steps <= MOST_STEPS, "steps", steps, f"at most {MOST_STEPS}")
         check_option(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2**63")
-        check_option(self.decay in DECAYS, "decay", self.decay, " or ".join(DECAYS))
-        check_option(self.gamma >= 0, "gamma", self.gamma, "at least 0")
+        self._check_rates()
         check_option(0 <= self.holdout < 1, "holdout", self.holdout, "a share in [0, 1)")
         good = self.top_k is None or 1 <= self.top_k <= self.size**2
         check_option(good, "top_k", self.top_k, f"1 to {self.size**2}, the pixels of the network")
-        check_option(
-            self.rotation in (None, *ROTATIONS), "rotation", self.rotation, ", ".join(ROTATIONS)
-        )
+
+    def _check_rates(self) -> None:
+        for name in ("student_lr", "res_lr", "head_lr"):
+            rate = getattr(self, name)
+            check_option(0 < rate < math.inf, name, rate, "above 0")
+        check_option(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
+        for name in ("weight_decay", "gamma"):
+            value = getattr(self, name)
+            check_option(0 <= value < math.inf, name, value, "at least 0")
 
     def _check_tiles(self) -> None:
         scale, overlap, tiled = self.scale, self.overlap, self.scale is not None
@@ -178,7 +191,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(Checked):
     """How a recipe is trained: on which device, from which weights, with which records.
 
     Attributes:
@@ -190,8 +203,8 @@ class TrainingOptions:
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``: fp32 for the paper's
             recipe, and for others see ``pick_precision``. In fp32, a GPU's convolutions round their
             inputs to TF32 (10 bits of mantissa), which is PyTorch's default and the reference's.
-        threads: CPU threads of a run; 0 for PyTorch's number. Another number rounds otherwise. A
-            continued run takes the number that it began with.
+        threads: CPU threads of a run; 0 for PyTorch's number. Another number changes the last
+            bits of the result. A continued run takes the number that it began with.
         workers: Threads that decode textures ahead; with ``literal``, processes that prepare
             samples. The number does not change the result.
         compiled: Compile the networks with ``torch.compile``.
@@ -207,6 +220,8 @@ class TrainingOptions:
         restart: Ignore an interrupted or finished run and train from the beginning.
     """
 
+    error = TrainingError
+
     teacher_weights: Path | None = option(
         None,
         "ImageNet ResNet18, .pth or .safetensors.",
@@ -215,8 +230,8 @@ class TrainingOptions:
     )
     teacher: str = option(
         "imagenet",
-        "random needs no weights, and auto takes them where ImageNet's cannot be had: for "
-        "demonstrations only.",
+        "random needs no weights; auto uses random ones if ImageNet's cannot be found. Both are "
+        "for demonstrations only.",
         choices=("imagenet", "auto", "random"),
     )
     device: str = "auto"
@@ -260,10 +275,14 @@ class TrainingOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a false-reject rate that no threshold has.
+        """Refuse what the training would fail on, if only at its end, as a wrong rate does.
 
-        The threshold is set at the end, so a wrong rate would cost the whole training.
+        Raises:
+            TrainingError: With the field, its value, and what was expected.
         """
+        super().__post_init__()
+        known = self.device == "auto" or Device.parse(self.device).kind in ("cpu", "cuda")
+        check_option(known, "device", self.device, "auto, cpu, cuda or cuda:<index>")
         rate = self.false_reject_rate
         check_option(0 < rate < 1, "false_reject_rate", rate, "between 0 and 1")
 

@@ -11,6 +11,7 @@ same number of threads in both, and reads the same files at the same paths.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -309,7 +310,8 @@ def _finish(setup: Setup, state: RunState, files: RunFiles, notify: Notify) -> M
     if held_out:
         notify(f"{output}: scoring {len(held_out)} held-out images to set the threshold")
         predictor = Predictor(PyTorchRuntime(setup.served(), spec))
-        threshold = measure_normal(predictor, held_out, setup.options.false_reject_rate)
+        with computing_with(state.threads):  # those that the run began with, as in the steps
+            threshold = measure_normal(predictor, held_out, setup.options.false_reject_rate)
         spec = replace(spec, threshold=threshold)
     try:
         write_losses(output, setup.recipe, state.losses)
@@ -344,7 +346,8 @@ def _describe(setup: Setup, digest: str, state: RunState) -> ModelSpec:
     """Return the checkpoint's spec, still without its threshold and its file."""
     record = TrainingRecord(
         recipe=setup.recipe.entries(),
-        data=str(setup.data.source),
+        # Absolute: later commands look for the images from other folders.
+        data=os.path.abspath(setup.data.source),
         images=len(setup.paths),
         held_out=names_below(setup.held_out, setup.data.train()),
         textures=setup.bank.textures.name,

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from destseg_deploy.data.datasets import DataSet, open_dataset
+from destseg_deploy.data.finding import file_key
 from destseg_deploy.data.textures import open_textures
 from destseg_deploy.errors import TrainingError
 from destseg_deploy.files import sha256
@@ -153,9 +154,18 @@ def split_holdout(images: Sequence[Path], share: float) -> tuple[list[Path], lis
     """Split normal images into those to train on and those held out, spread evenly.
 
     Raises:
-        TrainingError: If the share leaves no image to train on.
+        TrainingError: If the share leaves no image to train on, or an image is there twice: it
+            would be in both.
     """
-    count = math.ceil(share * len(images))
+    seen: set[str] = set()
+    for path in images:
+        if (key := file_key(path)) in seen:
+            raise TrainingError(
+                f"{path}: twice among the images to train on. Expected each once; leave one out."
+            )
+        seen.add(key)
+    # 0.07 of 100 images must stay 7 even where rounding makes it 7.000000000000001.
+    count = math.ceil(round(share * len(images), 9))
     if count >= len(images):
         raise TrainingError(
             f"holdout {share} of {len(images)} images leaves none to train on. Lower it."

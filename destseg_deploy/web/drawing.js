@@ -23,10 +23,9 @@ function heatOf(value, threshold) {
 
 /** Map a raw score to [0, 1] with the threshold at 0.5, as Threshold.normalized in Python. */
 function normalized(score, threshold) {
-  if (isNG(score, threshold)) {
-    return Math.min(1, 0.5 + (0.5 * (score - threshold)) / Math.max(1 - threshold, 1e-6));
-  }
-  return threshold > 0 ? Math.max(0, (0.5 * score) / threshold) : 0;
+  const raw = Math.fround(score), limit = Math.fround(threshold);
+  if (raw > limit) return Math.min(1, 0.5 + (0.5 * (raw - limit)) / Math.max(1 - limit, 1e-6));
+  return limit > 0 ? Math.max(0, (0.5 * raw) / limit) : 0;
 }
 
 /** Judge a score or a peak, compared as float32 like everywhere else. */
@@ -47,11 +46,13 @@ function told(value) {
   return value.toFixed(digits);
 }
 
-/** Return the map values of a picture, row by row. */
+/** Return the map values of a picture, row by row: rounded down, but for the highest one. */
 function valuesOf(picture) {
   if (!picture.values) {
     const bytes = atob(picture.levels);
     picture.values = Float32Array.from(bytes, (c) => (c.charCodeAt(0) / 255) ** 2);
+    const highest = picture.values.reduce((best, value, i, all) => (value > all[best] ? i : best), 0);
+    picture.values[highest] = picture.peak;
   }
   return picture.values;
 }
@@ -127,6 +128,7 @@ const SEGMENTS = {
 function outlinePath(picture, pixel) {
   const { columns, rows } = picture, values = valuesOf(picture), path = new Path2D();
   const wide = picture.width / columns, high = picture.height / rows;
+  pixel = Math.fround(pixel);  // as isNG compares
   // Outside of the map all is below the threshold, so that every outline closes.
   const at = (x, y) => (x < 0 || y < 0 || x >= columns || y >= rows ? 0 : values[y * columns + x]);
   for (let y = -1; y < rows; y += 1) {

@@ -2,8 +2,10 @@
 
 The browser gets values instead of a finished picture, so that heat and outline follow a threshold
 that is moved. The image is WebP of limited size. The map is one byte for each cell of a coarse
-grid: 255 times the square root of the cell's largest value. So no peak is lost, and small values
-keep their differences. The ground truth is polygons.
+grid: 255 times the square root of the cell's largest value, rounded down. So small values keep
+their differences, and no cell is shown higher than it is. The highest value is told exactly, so
+that an image has an outline if and only if its map exceeds the threshold. The ground truth is
+polygons.
 """
 
 from __future__ import annotations
@@ -48,12 +50,13 @@ def encode_picture(
         "levels": _text(grid.tobytes()),
         "columns": grid.shape[1],
         "rows": grid.shape[0],
+        "peak": float(anomaly_map.max()),
         "truth": [] if mask is None else _polygons(mask),
     }
 
 
 def encode_map(anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return the largest value of each cell as 255 times its square root: uint8 of a size.
+    """Return the largest value of each cell as 255 times its square root, rounded down: uint8.
 
     Args:
         anomaly_map: float32 (h, w), in [0, 1]; rounding may leave that range.
@@ -63,7 +66,11 @@ def encode_map(anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> NDArr
     for axis, (cells, pixels) in enumerate(zip(size, anomaly_map.shape, strict=True)):
         starts = np.arange(cells) * pixels // cells
         pooled = np.maximum.reduceat(pooled, starts, axis=axis)
-    return np.asarray(np.rint(255 * np.sqrt(np.clip(pooled, 0, 1))), np.uint8)
+    pooled = np.clip(pooled, 0, 1)
+    levels = np.rint(255 * np.sqrt(pooled))
+    # As a browser computes it; where rounding went up, one step down is below the value.
+    levels -= ((levels.astype(np.float64) / 255) ** 2).astype(np.float32) > pooled
+    return np.asarray(levels, np.uint8)
 
 
 def _grid_size(image: tuple[int, ...], anomaly_map: tuple[int, ...], cells: int) -> tuple[int, int]:

@@ -94,7 +94,7 @@ function refresh() {
   $("save").disabled = $("reset").disabled = !changed;
   $("reset").hidden = !saved;
   $("rule").textContent = !saved ? "The artifact has no threshold yet: this one is only a beginning." :
-    changed ? "Not saved. A saved one counts as set by hand; destseg-threshold --normal sets one with a guarantee." : `Saved: ${saved.rule}.`;
+    changed ? "Not saved. A saved one counts as set by hand; destseg-threshold --good sets one with a guarantee." : `Saved: ${saved.rule}.`;
   const scored = results.filter((result) => result.picture), bad = scored.filter((result) => isNG(result.score, state.score)).length;
   $("summary").textContent = scored.length ? `${scored.length} ${scored.length === 1 ? "image" : "images"}: ${scored.length - bad} OK, ${bad} NG` : "No images yet";
   $("clear").hidden = !results.length;

@@ -8,15 +8,24 @@ const state = { score: data.point.score, pixel: data.point.pixel };
 const limits = {
   score: {
     title: "Image score", of: "score", rejected: "good parts rejected", missed: "defects missed",
-    help: "A part is NG when its score is greater.",
+    help: "A part is NG when its score is greater.", next: "new good parts rejected",
+    none: "reject no good part", all: "miss no defect",
   },
   pixel: {
     title: "Pixel value", of: "peak", rejected: "good parts with an outline", missed: "defects without an outline",
-    help: "An outline is drawn around greater values of the anomaly map.",
+    help: "An outline is drawn around greater values of the anomaly map. It decides no verdict.",
+    next: "new good parts with an outline", none: "outline no good part", all: "outline each defect",
   },
 };
 const tiles = [];
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+/** Return a bound, part / whole, in per cent: three digits, rounded up, so that it holds (thresholds.py). */
+function atMost(part, whole) {
+  let digits = 0;
+  while (part * 10 ** (digits + 2) < 100 * whole) digits += 1;
+  return `${Number((Math.ceil((part * 10 ** (digits + 2)) / whole) / 10 ** digits).toPrecision(6))} %`;
+}
 
 function svg(tag, attributes = {}, text = "") {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -29,7 +38,7 @@ function svg(tag, attributes = {}, text = "") {
 function judge(of, threshold) {
   const rejected = good.filter((image) => isNG(image[of], threshold)).length;
   const missed = bad.filter((image) => !isNG(image[of], threshold)).length;
-  return { rejected, missed, guarantee: (rejected + 1) / (good.length + 1) };
+  return { rejected, missed, guarantee: atMost(rejected + 1, good.length + 1) };
 }
 
 /** Return the largest float32 below a positive one. */
@@ -83,8 +92,8 @@ function limitCard(name) {
     make("div", { className: "ends small soft" }, brief(scale.value(0)), make("span", { textContent: scale.kind === "linear" ? "" : "logarithmic scale" }), brief(scale.value(1))),
     make("ul", { className: "counts" },
       countLine(words.rejected, counts.rejected, "--good"), countLine(words.missed, counts.missed, "--bad"),
-      countLine("new good parts rejected, at most (guaranteed)", counts.guarantee)),
-    make("div", { className: "row small" }, pick(data.point.source, data.point[name]), pick("reject no good part", last), pick("miss no defect", justBelow(first))));
+      ...(data.trained_on.good ? [] : [countLine(`${words.next}, at most (guaranteed)`, counts.guarantee)])),
+    make("div", { className: "row small" }, pick(data.point.source, data.point[name]), pick(words.none, last), pick(words.all, justBelow(first))));
   $("sliders").append(card);
   return () => {
     const threshold = state[name], judged = judge(words.of, threshold);
@@ -92,7 +101,7 @@ function limitCard(name) {
     if (Number(number.value) !== threshold || number.value === "") number.value = Number(threshold.toPrecision(6));
     counts.rejected.textContent = `${judged.rejected} of ${good.length} (${percent(judged.rejected / good.length)})`;
     counts.missed.textContent = `${judged.missed} of ${bad.length} (${percent(judged.missed / bad.length)})`;
-    counts.guarantee.textContent = percent(judged.guarantee);
+    counts.guarantee.textContent = judged.guarantee;
     plot.move(inside(scale.place(threshold)));
   };
 }
@@ -285,6 +294,12 @@ function writeFacts() {
   document.title = data.title;
   $("about").textContent = data.about;
   $("foot").textContent = data.foot;
+  const seen = data.trained_on;
+  if (seen.images) {
+    const words = `${seen.images} of ${data.images.length} images were trained on, ${seen.good} of them good. The accuracy is too high, ` +
+      "and more of the new good parts will be rejected. Measure on images that were not.";
+    $("numbers").before(make("p", { className: "note", id: "seen", textContent: words }));
+  }
   for (const [name, value] of data.metrics) $("numbers").append(make("div", { className: "card" }, make("span", { className: "small soft", textContent: name }), make("b", { textContent: value.toFixed(4) })));
   for (const { title, rows } of data.facts) {
     const list = make("dl", { className: "small" });
@@ -297,7 +312,7 @@ function refreshCommand() {
   const changed = state.score !== data.point.score || state.pixel !== data.point.pixel;
   $("command").textContent = `${data.command} --value ${state.score} --pixel ${state.pixel}`;
   $("advice").textContent = changed || !data.threshold ?
-    "Sets these thresholds by hand. The guarantee holds for a threshold that good parts alone decide; these counts of misses flatter one that was chosen by looking at them." :
+    `Sets these thresholds by hand. ${data.trained_on.good ? "" : "The guarantee holds for a threshold that good parts alone decide. "}The counts of misses flatter a threshold that was chosen by looking at them.` :
     `The artifact's thresholds now: ${data.threshold.rule}.`;
 }
 

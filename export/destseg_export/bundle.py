@@ -15,6 +15,7 @@ same, so what was tested is what is sent.
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import shutil
@@ -26,18 +27,27 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from destseg_deploy.errors import ExportError
-from destseg_deploy.files import making, refuse_others, sha256, staging
+from destseg_deploy.files import making, refuse_others, scratch, sha256, staging
 from destseg_deploy.locks import locked
 from destseg_deploy.spec import ModelSpec, name_lost_threshold, spec_path
 
 PROJECT = "destseg-deploy"
 SCRIPTS = Path(__file__).with_name("bundle_files")
 """Scripts of a bundle; ``{artifact}`` and ``{python}`` in them are filled in."""
+
+SETUP = "setup.cfg"
+HEAD = (SETUP, "pyproject.toml", "README.md", "LICENSE")
+"""Files at the top of the sources that a wheel is made of, beside its packages."""
+
+MADE = ("build", "__pycache__")
+"""Folders among the sources that builders make."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,9 @@ def bundle_artifact(
     if platform not in PLATFORMS:
         raise ExportError(f"platform {platform!r}: expected {' or '.join(PLATFORMS)}.")
     version = python or f"{sys.version_info[0]}.{sys.version_info[1]}"
+    check_python(version)
+    if wheel is not None:
+        _check_wheel(wheel)
     with making(output), locked(output / "bundle", output):
         refuse_others([p for p in sorted(output.iterdir()) if p.name[0] != "."], _is_ours)
         with staging(output, durable=False) as staged:
@@ -138,11 +151,34 @@ def _is_ours(path: Path) -> bool:
     return sums.is_file() and "  requirements.txt" in sums.read_text("utf-8", "replace")
 
 
+def check_python(version: str) -> None:
+    """Refuse what is no version of Python as wheels name it.
+
+    Raises:
+        ExportError: With the text.
+    """
+    if not re.fullmatch("3[.](0|[1-9][0-9]?)", version):
+        raise ExportError(f"{version!r}: expected 3.N, such as 3.11.")
+
+
+def _check_wheel(path: Path) -> None:
+    """Refuse what is no wheel of this project."""
+    if not path.is_file() or path.suffix != ".whl":
+        raise ExportError(f"--wheel {path}: no such wheel. Expected destseg_deploy-*.whl.")
+    try:
+        name, reason = parse_wheel_filename(path.name)[0], ""
+        _needs(path)
+    except (ValueError, OSError, zipfile.BadZipFile, StopIteration) as error:
+        name, reason = None, f" ({error})" if str(error) else " (it has no METADATA)"
+    if name != PROJECT:
+        raise ExportError(
+            f"--wheel {path}: no wheel of this project{reason}. Expected destseg_deploy-*.whl."
+        )
+
+
 def _own_wheel(folder: Path, given: Path | None) -> Path:
     """Return the wheel of this project in a folder: the given one, or one made from the sources."""
     if given is not None:
-        if not given.is_file() or given.suffix != ".whl":
-            raise ExportError(f"--wheel {given}: no such wheel. Expected destseg_deploy-*.whl.")
         return Path(shutil.copy(given, folder))
     installed = distribution(PROJECT)
     source = _source_of(installed)
@@ -151,16 +187,34 @@ def _own_wheel(folder: Path, given: Path | None) -> Path:
             f"{PROJECT} {installed.version} was installed without its sources, so its wheel cannot "
             "be made here. Pass the wheel that it was installed from: --wheel FILE"
         )
-    _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source))
+    # A copy: builders write into the sources, and take modules from what an earlier build left.
+    with scratch() as place:
+        _copy_sources(source, place)
+        _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(place))
     return next(iter(folder.glob("destseg_deploy-*.whl")))
 
 
 def _source_of(installed: Distribution) -> Path | None:
     """Return the folder that a package was installed from; None where it is not here."""
     text = installed.read_text("direct_url.json")
-    url = json.loads(text).get("url", "") if text else ""
-    folder = Path(url.removeprefix("file://"))
-    return folder if url.startswith("file://") and folder.is_dir() else None
+    url = urlsplit(json.loads(text).get("url", "") if text else "")
+    folder = Path(url2pathname(url.path))
+    return folder if url.scheme == "file" and (folder / SETUP).is_file() else None
+
+
+def _copy_sources(source: Path, folder: Path) -> None:
+    """Copy what a wheel is made of; the folder may hold data, models and environments, too."""
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(source / SETUP, "utf-8")
+    lines = setup["options"]["package_dir"].strip().splitlines()
+    packages = [source / line.partition("=")[2].strip() for line in lines]
+    files = [source / name for name in HEAD]
+    files += [path for package in packages for path in package.rglob("*") if path.is_file()]
+    for path in files:
+        name = path.relative_to(source)
+        if not any(part in MADE or part.startswith(".") for part in name.parts):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)  # without its mode: sources may be read-only
 
 
 def _fetch(own: Path, backend: str, folder: Path, platform: str, version: str) -> None:
@@ -265,8 +319,11 @@ def _pip(*arguments: str) -> None:
 
 
 def _last(lines: Sequence[str] | Iterable[str]) -> str:
-    # Behind "ERROR: Exception:" comes a traceback, which tells the cause in its last line.
     given = [line.strip() for line in lines if line.strip()]
-    said = [line for line in given[:-1] if line.startswith("ERROR") or "No module" in line]
+    # What a builder said last is the cause, and stands above this line of pip's.
+    ends = [i for i, line in enumerate(given) if line == "[end of output]"]
+    said = given[ends[0] - 1 : ends[0]] if ends else []
+    # Behind "ERROR: Exception:" comes a traceback, which tells the cause in its last line.
+    said += [line for line in given[:-1] if line.startswith("ERROR") or "No module" in line]
     said += given[-1:]
     return " ".join(said)[-600:] or "it said nothing"

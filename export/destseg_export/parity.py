@@ -32,6 +32,7 @@ from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.parity import BUDGETS as RUNTIME_BUDGETS
 from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
 from destseg_deploy.spec import BatchRange, Budget, ModelSpec, ParityRecord
+from destseg_deploy.spec.limits import are_answers
 from destseg_export.frames import COLOURS, Frames
 
 BUDGETS = {precision: RUNTIME_BUDGETS[precision] for precision in ("fp32", "fp16", "bf16")}
@@ -219,7 +220,7 @@ def answer(predictor: Predictor, frames: Frames | Sequence[NDArray[np.uint8]]) -
         frames: uint8 (H, W, 3), at least two.
     """
     images = frames.images if isinstance(frames, Frames) else frames
-    return _concatenate(list(predictor.stream(images)))
+    return Prediction.concatenate(list(predictor.stream(images)))
 
 
 def compare(
@@ -241,21 +242,17 @@ def compare(
     sizes = sorted({batch.min, max(batch.min, min(batch.max, LARGEST_BATCH, len(images)))})
     # The exported graph may return maps of another size than the network's.
     maps = np.stack([resize_map(anomaly_map, spec.map_size) for anomaly_map in wanted.anomaly_map])
+    inside = None if spec.region is None else spec.region.mask_at(spec.size, spec.map_size)
+    if inside is not None:
+        maps[:, ~inside] = 0.0  # the resize carried values over the region's border
     found = [p for size in sizes for p in candidate.stream(images, batch_size=size)]
     parity = measure_parity(
         Prediction(np.tile(maps, (len(sizes), 1, 1)), np.tile(wanted.score, len(sizes))),
-        _concatenate(found),
-        None if spec.region is None else spec.region.mask_at(spec.size, spec.map_size),
+        Prediction.concatenate(found),
+        inside,
     )
     moved = tuple(max(float(np.abs(maps[a] - maps[b]).max()) for a, b in each) for each in pairs)
     return replace(parity, count=len(images), channels=moved)
-
-
-def _concatenate(answers: Sequence[Prediction]) -> Prediction:
-    return Prediction(
-        np.concatenate([answer.anomaly_map for answer in answers]),
-        np.concatenate([answer.score for answer in answers]),
-    )
 
 
 def measure_parity(
@@ -287,7 +284,7 @@ def measure_parity(
         count=len(scores),
         map_max_abs=float(map_difference.max()),
         score_max_abs=float(score_difference.max()),
-        bad_values=int((~(np.isfinite(values) & (values >= 0) & (values <= 1))).sum()),
+        bad_values=int((~are_answers(values)).sum()),
         control=min(others),
         scores=tuple(wanted.score.tolist()),
         candidate_scores=tuple(scores.tolist()),

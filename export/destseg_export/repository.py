@@ -95,7 +95,7 @@ def _check(artifact: Path, spec: ModelSpec, serving: Serving, model: str) -> Non
             f"{artifact}: takes {batch.min} to {batch.max} frames a call, and a server also gets "
             f"single ones. Export with --batch 1:{batch.opt}:{batch.max}."
         )
-    if spec.size == spec.network_size and not serving.any_size:
+    if spec.takes_any_size and not serving.any_size:
         raise ExportError(
             f"{artifact}: takes frames of the network's {spec.size[1]}x{spec.size[0]} pixels, so "
             "each client would resize in its own way, and scores would change. Export with "

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from destseg_deploy.errors import ExportError
 from destseg_deploy.options import MOST_THREADS, Checked, option
 
 
 @dataclass(frozen=True)
 class Serving(Checked):
     """How a server runs a model."""
+
+    error = ExportError
 
     server: str = option("triton", "What will serve it.", choices=("triton", "ovms"))
     model: str | None = option(

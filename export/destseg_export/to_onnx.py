@@ -112,18 +112,25 @@ class OnnxOptions:
             raise ExportError(
                 f"precision {self.precision!r}: expected one of {', '.join(OLDEST_OPSETS)}."
             )
-        check_opset(self.opset)
+        check_opset(self.opset, self.precision or "fp32")
 
 
-def check_opset(opset: int | None) -> None:
+def check_opset(opset: int | None, precision: str = "fp32") -> None:
     """Refuse an opset that is not supported; None stands for the oldest that will do.
 
     Raises:
-        ExportError: If it is another.
+        ExportError: If it is another, or has not all operators of the precision.
     """
-    if opset is not None and opset not in OPSETS:
+    if opset is None:
+        return
+    if opset not in OPSETS:
         raise ExportError(
             f"opset {opset}: expected {OPSETS.start} to {OPSETS.stop - 1}; torch writes no older."
+        )
+    if opset < (oldest := OLDEST_OPSETS[precision]):
+        raise ExportError(
+            f"opset {opset}: ONNX has {precision} convolutions from opset {oldest} on. Pass "
+            f"{oldest} to {OPSETS.stop - 1}, or leave it out."
         )
 
 

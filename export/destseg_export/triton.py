@@ -20,18 +20,22 @@ WARMUP = "frame"
 
 def triton_config(spec: ModelSpec, model: str, serving: Serving) -> dict[str, Any]:
     """Return Triton's configuration of a model (``ModelConfig``), its enumerations as ``Word``."""
-    batch, pixels = spec.input.batch, [*spec.size, 3]
+    batch = spec.input.batch
+    # With a batch of 1, as of tiles, the graph's first axis is fixed, too. To Triton that is a
+    # model without batches, whose shapes are whole.
+    one = [1] if batch.max == 1 else []
+    pixels = [*one, *spec.size, 3]
     kind = Word("KIND_GPU" if serving.device == "gpu" else "KIND_CPU")
     config: dict[str, Any] = {
         "name": model,
         "backend": "tensorrt" if spec.kind == "engine" else "onnxruntime",
         "default_model_filename": FILES[".engine" if spec.kind == "engine" else ".onnx"],
-        "max_batch_size": batch.max,
+        "max_batch_size": 0 if one else batch.max,
         "input": [{"name": spec.input.name, "data_type": Word("TYPE_UINT8"), "dims": pixels}],
         "output": [
-            _output(spec.output.map_name, list(spec.map_size)),
+            _output(spec.output.map_name, [*one, *spec.map_size]),
             # Triton knows no tensor without an axis; the model's score has none but the batch.
-            {**_output(spec.output.score_name, [1]), "reshape": {"shape": []}},
+            {**_output(spec.output.score_name, [1]), **({} if one else {"reshape": {"shape": []}})},
         ],
         "instance_group": [{"count": serving.instances, "kind": kind}],
         "version_policy": {"latest": {"num_versions": 1}},

@@ -13,8 +13,10 @@ import pytest
 
 from destseg_bench import gpu_run
 from destseg_bench.cli import bench
+from destseg_bench.cli.run_options import OWN
 from destseg_bench.gpu_run import GRACE, LEAST, Step, group_steps, run_step, run_steps
 from destseg_bench.gpu_steps import PROFILES, TESTS, Site, list_steps
+from destseg_deploy.cli.train import split_training_options
 from tests.bench.calls import refuse, succeed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +117,15 @@ def test_a_step_is_skipped_without_what_it_needs_and_goes_on_without_what_it_tak
     assert done.output == f"['{there}']\n"
 
 
+def test_a_stand_in_is_skipped_where_what_it_stands_for_is_there(tmp_path):
+    made = tmp_path / "screw.safetensors"
+    step = Step("a", _python("pass"), 60, unless=(made,))
+    assert run_step(step, tmp_path, 60).verdict == "OK"
+    made.touch()
+    skipped = run_step(step, tmp_path, 60)
+    assert (skipped.verdict, skipped.reason) == ("skipped", "screw.safetensors was made")
+
+
 def test_after_each_step_the_file_holds_what_is_known(tmp_path):
     output, seen = tmp_path / "out" / "gpu.json", []
     steps = [_step("pass"), _step("raise SystemExit(1)"), _step("", needs=(tmp_path / "x",))]
@@ -152,6 +163,49 @@ def test_steps_beside_each_other_share_the_cores(tmp_path):
     if len(cores[0]) > 1:
         assert not set(cores[1]) & set(cores[2])
         assert sorted(cores[1] + cores[2]) == cores[0]
+
+
+def _made_by(step, output):
+    """Return the files of a step that other steps need."""
+    words = [*step.command, "", ""]
+    if "random-model" in words:
+        return [output / "random.safetensors"]
+    if "--train-into" in words:
+        folder = Path(words[words.index("--train-into") + 1])
+        return [folder / f"{words[words.index('--category') + 1]}.safetensors"]
+    return []
+
+
+@pytest.mark.parametrize("data", [None, Path("/mvtec")])
+@pytest.mark.parametrize("tests", [None, ROOT])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_step_begins_beside_the_one_that_makes_what_it_needs(tmp_path, profile, tests, data):
+    """It would be skipped: nobody waits for the file."""
+    steps = list_steps(profile, Site(tmp_path, data=data, tests=tests))
+    made = set()
+    for group in group_steps(steps):
+        for step in group:
+            assert set(step.needs) <= made, step.name
+        made.update(path for step in group for path in _made_by(step, tmp_path))
+
+
+@pytest.mark.parametrize("data", [None, Path("/mvtec")])
+def test_a_training_that_fails_takes_only_what_needs_its_model_along(tmp_path, data):
+    """Table S4 and the training's speed are measured, and latency on random weights."""
+    steps = list_steps("record", Site(tmp_path, data=data))
+    training = next(one for one in steps if one.name == "training")
+    (trained,) = _made_by(training, tmp_path)
+    random = tmp_path / "random.safetensors"
+    left = {one.name for one in steps if trained not in one.needs}
+    assert {"table-s4", "training speed", "rates", "training"} <= left
+    stand_ins = [one for one in steps if trained in one.unless]
+    assert [one.name for one in stand_ins if one.needs] == [
+        "export random fp32",
+        "export random fp16",
+        "latency compiled of random weights",
+    ]
+    assert all(one.needs == (random,) for one in stand_ins if one.needs)
+    assert "random model" in {one.name for one in steps}
 
 
 TIME_NOTHING = ("tests", "pack", "export", "agreement", "short training")
@@ -195,17 +249,33 @@ def test_record_trains_the_papers_schedule_and_rehearse_does_not(tmp_path):
     record = {one.name: one for one in list_steps("record", Site(tmp_path))}
     words = record["training"].command
     assert words[words.index("--preset") + 1] == "paper"
-    assert record["training"].limit == 300
+    # In TF32 the 5,000 steps might not end within the limit.
+    assert words[words.index("--precision") + 1] == "bf16"
+    assert float(words[words.index("--save-every") + 1]) > record["training"].limit == 300
     assert "--compiled" in record["latency compiled"].command
     assert "random model" in record, "it also draws the category where none is named"
-    named = list_steps("record", Site(tmp_path, data=tmp_path))
-    assert "random model" not in [one.name for one in named]
+    assert not record["random model"].unless
+    named = {one.name: one for one in list_steps("record", Site(tmp_path, data=tmp_path))}
+    assert named["random model"].unless, "there it is only for a training that fails"
     short = {one.name: one for one in list_steps("rehearse", Site(tmp_path))}
     words = short["short training"].command
     assert words[words.index("--steps") + 1] == "20,20"
     assert not any("--compiled" in one.command for one in short.values())
     workers = short["short training speed"].command
     assert workers[workers.index("--workers") + 1] == "14", "the literal loop waits for samples"
+
+
+def test_the_papers_schedule_in_half_keeps_its_name_and_says_its_precision(tmp_path):
+    """A report calls a run the paper's by its recipe, and its precision stands beside it."""
+    from destseg_bench.cli.accuracy import accuracy
+
+    training = next(one for one in list_steps("record", Site(tmp_path)) if one.name == "training")
+    words = training.command[training.command.index("accuracy") + 1 :]
+    options = accuracy.make_context("accuracy", list(words)).params
+    recipe, how, _ = split_training_options(
+        {k: v for k, v in options.items() if k not in (*OWN, "on")}
+    )
+    assert (recipe.name, recipe.steps, how.precision) == ("paper", 5000, "bf16")
 
 
 def test_the_named_test_files_hold_all_tests_for_a_gpu():

@@ -104,3 +104,65 @@ def test_bad_files_are_one_line(tmp_path, text, message):
     if text is not None:
         second.write_text(text)
     refuse(message, "compare", first, second)
+
+
+WRONG = (None, "x", -1, [], {}, float("nan"), 1e308, 10**400, True)
+
+
+def damaged(name, value):
+    """A result of which one entry of the second row or of the environment has another value."""
+    whole = result(a=[0.1] * 9, b=[0.1] * 9)
+    if name in whole["environment"]:
+        return {**whole, "environment": {name: value}}
+    whole["rows"][1][name] = value
+    return whole
+
+
+@pytest.mark.parametrize("name", ["median", "q1", "q3", "count", "versions"])
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: f"{value!r:.9}")
+def test_a_damaged_time_is_one_line_with_its_file_and_entry(tmp_path, name, value):
+    if (name, value) == ("versions", {}):  # none are no damage
+        value = 0
+    sound, path = tmp_path / "a.json", tmp_path / "b.json"
+    sound.write_text(json.dumps(result(a=[0.1] * 9)))
+    path.write_text(json.dumps(damaged(name, value)))
+    where = f"{name} is " if name == "versions" else f"rows[1] (b, batch 1): {name} is "
+    for files in ((sound, path), (path, sound)):
+        refuse(f"Error: {path}: damaged, or not all of it is there ({where}", "compare", *files)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 0}, "rows[0] (a, batch 1): q1 100, q3 100, count 0, expected"),
+        ({"q1": 200.0}, "rows[0] (a, batch 1): q1 200, q3 100, count 9, expected"),
+        ({"q3": ...}, "rows[0] (a, batch 1): q3 is missing"),
+        ({"name": ...}, "rows[0]: name is missing"),
+        ({"batch": ...}, "rows[0]: batch is missing"),
+    ],
+)
+def test_times_that_contradict_themselves_are_refused(tmp_path, change, words):
+    whole, path = result(a=[0.1] * 9), tmp_path / "a.json"
+    row = {**whole["rows"][0], **change}
+    whole["rows"] = [{key: value for key, value in row.items() if value is not ...}]
+    path.write_text(json.dumps(whole))
+    refuse(f"({words}", "compare", path, path)
+
+
+@pytest.mark.parametrize(
+    "systems", [5, {"s": 5}, {"s": {"inference": 5}}, {"s": {"inference": {"1": {"wall": 5}}}}]
+)
+def test_damaged_systems_are_named(tmp_path, systems):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"environment": {}, "systems": systems}))
+    refuse("is 5, expected an object", "compare", path, path)
+
+
+def test_what_took_no_time_is_compared():
+    """A copy to the device takes none on a CPU; no other time can be divided by it."""
+    nothing, some = result(a=[0.0] * 9, b=[0.1] * 9), result(a=[0.1] * 9, b=[0.1] * 9)
+    assert compare_results(nothing, nothing)[0][0].verdict == "no difference seen"
+    assert compare_results(nothing, some)[0][0].verdict == "slower"
+    assert compare_results(some, nothing)[0][0].verdict == "faster"
+    (share,), _ = compare_results(nothing, nothing, relative_to="b")
+    assert (share.first.median, share.first.notch) == (0, 0)

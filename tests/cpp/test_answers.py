@@ -1,5 +1,6 @@
 """What decides a verdict is checked in the library as in Python: spec, artifact and answer."""
 
+import ctypes
 import json
 import shutil
 from ctypes import byref, c_float
@@ -11,7 +12,8 @@ from destseg_deploy.errors import BackendError, SpecError
 from destseg_deploy.files import sha256
 from destseg_deploy.loading import load
 from destseg_deploy.spec import ModelSpec, spec_path
-from tests.cpp.library import Refused, empty_result
+from tests.cpp.conftest import write_engine
+from tests.cpp.library import Frame, Refused, Result, empty_result, frame_of
 from tests.deploy.test_spec_contract import CHANGES, PLACES, copied, external
 from tests.tiny import spec_of, write_graph
 
@@ -80,6 +82,59 @@ def test_judge_refuses_what_is_no_score(library, packing, score):
                 library.c.destseg_judge(handle.value, c_float(score), byref(empty_result()))
             )
         assert refused.value.status == "argument"
+
+
+def zeroed(count: int):
+    """Return results as a host passes them; a zero is the verdict "normal"."""
+    results = (Result * count)()
+    results[0].struct_size = ctypes.sizeof(Result)
+    return results
+
+
+def test_verdicts_of_a_call_that_fails_are_undecided(library, engine, tmp_path):
+    """A host that does not look at the status takes no part for a good one."""
+    view = frame_of(np.zeros((8, 6, 3), np.uint8))
+    bad = frame_of(np.zeros((8, 6, 3), np.uint8))
+    bad.height = 0
+    write_engine(tmp_path / "bad.engine", (8, 6), "fails")
+    infer, wait = library.c.destseg_infer, library.c.destseg_wait
+    with library.open(engine) as handle, library.open(tmp_path / "bad.engine") as failing:
+        ticket = failing.submit([view])
+        frames = (Frame * 2)(view, bad)
+        fine = (Frame * 2)(view, view)
+        calls = {
+            "no handle": lambda results: infer(None, fine, 2, results, None, 0),
+            "no frames": lambda results: infer(handle.value, None, 2, results, None, 0),
+            "a bad frame": lambda results: infer(handle.value, frames, 2, results, None, 0),
+            "the back end": lambda results: infer(failing.value, fine, 2, results, None, 0),
+            "no ticket": lambda results: wait(handle.value, 0, 0, 2, results, None, 0),
+            "no predictor": lambda results: wait(None, 1, 0, 2, results, None, 0),
+            "a ticket": lambda results: wait(failing.value, ticket, -1, 1, results, None, 0),
+        }
+        for name, call in calls.items():
+            results = zeroed(2)
+            assert call(results) != 0, name
+            count = 1 if name == "a ticket" else 2
+            assert [result.verdict for result in results] == [-1] * count + [0] * (2 - count), name
+        judged = zeroed(1)
+        assert library.c.destseg_judge(handle.value, c_float(2), judged) != 0
+        assert judged[0].verdict == -1
+        assert infer(handle.value, fine, 2, judged := zeroed(2), None, 0) == 0
+        assert [result.verdict for result in judged] == [0, 0]  # the control
+
+
+@pytest.mark.parametrize("threshold", [1.0000001, 1.0000000000000002, float("inf")])
+def test_messages_have_the_digits_that_tell_numbers_apart(library, engine, threshold):
+    anomaly_map = np.zeros((8, 6), np.float32)
+    with library.open(engine) as handle:
+        with pytest.raises(Refused, match=rf"threshold: {threshold}, expected 0 to 1"):
+            handle.defects(anomaly_map, (8, 6), threshold)
+        anomaly_map[3, 3] = score = np.float32(1.0000211)
+        assert str(score) == "1.0000211"
+        with pytest.raises(Refused, match=r"map: 1\.0000211 in it"):
+            handle.defects(anomaly_map, (8, 6))
+        with pytest.raises(Refused, match=r"score: 1\.0000211, expected"):
+            library.check(library.c.destseg_judge(handle.value, c_float(score), zeroed(1)))
 
 
 def test_an_edited_threshold_is_named_as_such(library, packing, tmp_path):

@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 import time
-from ctypes import byref
+from ctypes import POINTER, byref, c_float
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,20 @@ import pytest
 
 from destseg_deploy.data.defects import enlarge_map
 from destseg_deploy.data.pixel_formats import layout_of
+from destseg_deploy.errors import BackendError
+from destseg_deploy.options import OrtOptions
 from destseg_deploy.spec import QuantizationRecord
-from tests.cpp.library import ROOT, Frame, LogFunction, Refused, frame_of, run
+from tests.cpp.library import (
+    ROOT,
+    Frame,
+    LogFunction,
+    Refused,
+    Result,
+    empty_result,
+    frame_of,
+    need_tools,
+    run,
+)
 from tests.tiny import spec_of, unpacked, write_packing_model
 
 
@@ -93,6 +105,72 @@ def test_threads_are_pinned_to_the_worker_cores(library, packing):
     ):
         with pytest.raises(Refused, match=words):
             library.open(packing[0], backend, **options)
+
+
+def test_a_core_that_is_named_twice_is_refused_as_in_python(library, packing):
+    core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    with pytest.raises(BackendError) as expected:
+        OrtOptions(worker_cores=(core, core))
+    backend, cores = library.need("onnxruntime"), f"{core},{core}"
+    with pytest.raises(Refused) as refused:
+        library.open(packing[0], backend, worker_cores=cores)
+    assert refused.value.status == "backend"
+    _, words = str(expected.value).split("): ", 1)
+    assert refused.value.text == f"worker_cores '{cores}': {words}"
+
+
+NO_THREADS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+typedef int Create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(void *), void *data) {
+  if (getenv("NO_THREADS") != NULL) return EAGAIN;
+  return ((Create *)dlsym(RTLD_NEXT, "pthread_create"))(thread, how, run, data);
+}
+"""
+THREADLESS = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from tests.cpp.library import Library, Refused, frame_of
+library, artifact, backend = sys.argv[1:]
+image = np.zeros((40, 24, 3), np.uint8)
+it = Library(Path(library))
+handle = it.open(artifact, backend, threads=1, parallel=3)
+os.environ["NO_THREADS"] = "1"
+calls = (lambda: handle.submit([frame_of(image)]), lambda: it.open(artifact, backend, threads=4))
+for call in calls:
+    try:
+        call()
+    except Refused as refused:
+        print(refused.status, refused.text)
+del os.environ["NO_THREADS"]
+handle.wait(handle.submit([frame_of(image)]))
+handle.close()
+print("works")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is of Linux")
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_threads_that_cannot_be_started_are_named(library, packing, tmp_path, backend):
+    """It is no bug of the library, and no reason to export again."""
+    library.need(backend)
+    need_tools()
+    (tmp_path / "none.c").write_text(NO_THREADS)
+    run("cc", "-shared", "-fPIC", tmp_path / "none.c", "-o", tmp_path / "none.so", "-ldl")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(tmp_path / "none.so")}
+    given = [library.c._name, packing[0], backend]
+    done = run(sys.executable, "-c", THREADLESS, *given, env=environment)
+    queue, opening, last = done.stdout.splitlines()
+    assert queue.startswith("backend queue: 3 threads cannot be started (")
+    assert queue.endswith("). Pass a smaller parallel, or raise the limit of threads.")
+    assert opening.startswith(f"backend {packing[0]}: threads cannot be started (")
+    assert opening.endswith("). Set threads to a smaller number, or raise the limit of threads.")
+    assert last == "works"
 
 
 SPIN = """
@@ -224,6 +302,54 @@ def test_parts_that_are_refused(library, part, words):
     with pytest.raises(Refused) as refused:
         crop(library, frame, *part)
     assert words in refused.value.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("mono8", {"height": -5}, "frame: 50x-5 pixels, expected 1 to 65536 on each side."),
+        ("mono8", {"height": -(2**31)}, "expected 1 to 65536 on each side"),
+        ("mono8", {"width": 0}, "expected 1 to 65536 on each side"),
+        ("rgb8_planar", {"height": 2**31 - 1, "stride": 2**40}, "expected 1 to 65536 on each side"),
+        ("mono8", {"width": 65537}, "expected 1 to 65536 on each side"),
+        ("mono8", {"stride": 2**40 + 1}, "expected at most 2^40"),
+    ],
+)
+def test_impossible_frames_have_no_parts(library, kind, changes, words):
+    """They are refused before anything is computed from them, which could overflow."""
+    frame = frame_of(np.zeros((3, 70, 50) if kind == "rgb8_planar" else (70, 50), np.uint8), kind)
+    for name, value in changes.items():
+        setattr(frame, name, value)
+    with pytest.raises(Refused) as refused:
+        crop(library, frame, 0, 3, 1, 1)
+    assert words in refused.value.text
+
+
+def test_a_part_has_the_size_of_its_frame(library, packing):
+    """Of a newer header, too, in an array; what follows the part is not written."""
+
+    class Longer(ctypes.Structure):
+        _fields_ = (("known", Frame), ("more", ctypes.c_int64))
+
+    image = np.random.default_rng(3).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    whole = Longer(frame_of(image))
+    whole.known.struct_size = ctypes.sizeof(Longer)
+    parts = (Longer * 3)()
+    ctypes.memset(parts, 0xAA, ctypes.sizeof(parts))
+    pointer = ctypes.POINTER(Frame)
+    for i in range(2):
+        given, taken = (ctypes.cast(byref(one), pointer) for one in (whole, parts[i]))
+        library.check(library.c.destseg_crop(given, 5 + i, 7, 24, 40, taken))
+    assert [part.known.struct_size for part in parts[:2]] == [ctypes.sizeof(Longer)] * 2
+    assert [part.more for part in parts[:2]] == [0, 0]
+    assert bytes(parts[2]) == b"\xaa" * ctypes.sizeof(Longer)
+    maps = np.zeros((2, 40, 24), np.float32)
+    results, floats = (Result * 2)(empty_result()), maps.ctypes.data_as(POINTER(c_float))
+    with library.open(packing[0], library.need("onnxruntime"), threads=1) as handle:
+        given = (ctypes.cast(parts, pointer), 2, results, floats, maps.size)
+        library.check(library.c.destseg_infer(handle.value, *given))
+    for i, found in enumerate(unpacked(maps)):
+        assert np.array_equal(found, image[7:47, 5 + i : 29 + i])
 
 
 def test_a_map_at_the_frames_size_holds_the_defects(library, engine):

@@ -9,7 +9,7 @@ from ctypes import byref, c_void_p
 import numpy as np
 import pytest
 
-from destseg_deploy.spec import Threshold
+from destseg_deploy.spec import Threshold, spec_path
 from tests.cpp.conftest import write_engine
 from tests.cpp.library import ROOT, Refused, Times, frame_of
 from tests.forked import forks, told_by_child
@@ -104,6 +104,16 @@ def test_a_reload_that_fails_leaves_the_old_one(library, engine, name, status, w
         with pytest.raises(Refused, match=words) as refused:
             library.check(library.c.destseg_reload(handle.value, str(folder / name).encode()))
         assert refused.value.status == status
+        assert np.array_equal(unpacked(handle.scores([image()])[0])[0], image())
+
+
+def test_a_reload_takes_a_suffix_in_capitals_as_an_opening_does(library, engine):
+    capitals = engine.with_name("NEXT.ENGINE")
+    capitals.write_bytes(engine.read_bytes())
+    spec_path(capitals).write_bytes(spec_path(engine).read_bytes())
+    path = str(capitals).encode()
+    with library.open(capitals), library.open(engine) as handle:
+        library.check(library.c.destseg_reload(handle.value, path))
         assert np.array_equal(unpacked(handle.scores([image()])[0])[0], image())
 
 

@@ -74,7 +74,7 @@ def test_a_threshold_that_was_set_in_the_project_is_named(artifact, tmp_path):
 def steps() -> list[str]:
     """Return the README's commands from an artifact to a score, those of C++ and of C#."""
     text = (SOURCE / "README.md").read_text("utf-8")
-    _, told = text.split("From an artifact to a score", 1)
+    _, told = text.split("These commands score an image", 1)
     cpp, csharp = re.findall(r"```sh\n(.*?)```", told, re.S)[:2]
     return [*cpp.splitlines(), *csharp.splitlines()]
 

@@ -13,6 +13,7 @@ from destseg_deploy.loading import load
 from tests.cpp.csharp import compile_, mono
 from tests.cpp.library import CPP
 from tests.cpp.test_parity import noise, read, real_images, references, write_ppm
+from tests.tiny import write_packing_model
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +109,24 @@ def test_the_program_refuses_with_one_line(program, onnx_artifact, tmp_path):
         ([], "Usage: Inspect"),
         ([tmp_path / "none.onnx", frame], "no such file"),
         ([onnx_artifact, onnx_artifact], "no binary PGM or PPM"),
+        ([onnx_artifact, tmp_path], f"{tmp_path}: is a folder"),
+        ([onnx_artifact, frame, "--threads", "abc"], "--threads abc: expected a whole number"),
+        ([onnx_artifact, frame, "--threads", 99999999999], "--threads 99999999999: expected"),
     ):
         done = mono(program, *arguments)
         assert done.returncode == 1
         assert words in done.stderr
         assert re.fullmatch(r"Error: .*\n", done.stderr)
+
+
+def test_a_model_without_a_threshold_says_neither_ok_nor_ng(program, library, packing, tmp_path):
+    library.need("onnxruntime")
+    frame = tmp_path / "frame.ppm"
+    write_ppm(frame, np.zeros((40, 24, 3), np.uint8))
+    for threshold, status, word in ((packing[1].threshold, 0, "OK"), (None, 3, "undecided")):
+        write_packing_model(tmp_path / "tiny.onnx", (40, 24), threshold=threshold)
+        done = mono(program, tmp_path / "tiny.onnx", frame, frame)
+        assert (done.returncode, done.stdout.split()[2::3]) == (status, [word, word])
 
 
 def test_without_the_library_it_says_what_is_missing(assembly, onnx_artifact, tmp_path):

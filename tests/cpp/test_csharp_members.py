@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from destseg_deploy.environment import allowed_cores
 from destseg_deploy.loading import load
 from destseg_deploy.options import OpenVinoOptions
 from destseg_deploy.spec import Threshold
@@ -183,7 +184,10 @@ def test_the_back_end_and_its_precision(library, members, onnx_artifact):
             ["Backend=openvino", "Spinning=false"],
             "worker_cores and no_spinning are of ONNX",
         ),
-        (["Backend=openvino", "WorkerCores=0"], "worker_cores and no_spinning are of ONNX"),
+        (
+            ["Backend=openvino", f"WorkerCores={allowed_cores()[0]}"],
+            "worker_cores and no_spinning are of ONNX",
+        ),
         (["Backend=onnxruntime", "WorkerCores=9999"], "this process may not run on 9999"),
         (["Threads=1025"], "options: threads 1025, expected 0 to 1024"),
         (["Parallel=65"], "options: parallel 65, expected 0 to 64"),
@@ -252,6 +256,8 @@ def test_wrong_arguments_are_named(members, other):
         "option": "ArgumentException options: holds a zero character, at 3",
         "pixels": "ArgumentNullException .*pixels",
         "words": "ArgumentNullException .*pixels",
+        "part": "ArgumentException frame: pixels is null. Pass its memory.",
+        "huge": "ArgumentException pixels: 3 bytes, expected at least 138350580",
         "below": "ArgumentOutOfRangeException .*stride",
         "infer": "ArgumentNullException .*frames",
         "element": "ArgumentNullException .*frames",
@@ -262,6 +268,7 @@ def test_wrong_arguments_are_named(members, other):
         "text": "ArgumentNullException .*name",
         "map": "ArgumentNullException .*map",
         "size": "ArgumentNullException .*map",
+        "side": "Shape frame: 2147483647x2147483647 pixels, expected 1 to 65536 on each side.",
         "index": "ArgumentOutOfRangeException .*index",
         "defects": "ArgumentOutOfRangeException .*index",
         "pointer": "Argument frame: pixels is null.",

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.cpp.library import wheel_folder
+from tests.tiny import write_packing_model
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (40, 24, 3), dtype=np.uint8)
 GREY = PIXELS[..., 1].copy()
@@ -64,16 +65,28 @@ def test_the_same_pixels_have_the_same_score(library, examples, packing, tmp_pat
     assert len(maps) == 1
 
 
+def test_a_model_without_a_threshold_says_neither_ok_nor_ng(library, examples, packing, tmp_path):
+    library.need("onnxruntime")
+    (tmp_path / "frame.ppm").write_bytes(b"P6 24 40 255\n" + bytes(40 * 24 * 3))
+    for threshold, status, word in ((packing[1].threshold, 0, "OK"), (None, 3, "undecided")):
+        write_packing_model(tmp_path / "tiny.onnx", (40, 24), threshold=threshold)
+        given = [tmp_path / "tiny.onnx", tmp_path / "frame.ppm", tmp_path / "map.pgm"]
+        done = run(examples / "inspect_one", *given)
+        assert (done.returncode, done.stdout.split()[-1]) == (status, word)
+
+
 def damaged(folder: Path) -> dict[str, tuple[bytes, str]]:
     """Return files that must be refused: bytes, and the words of the error."""
     write_rgb(folder)
     ppm, png, bmp = ((folder / name).read_bytes() for name in ("a.ppm", "b.png", "c.bmp"))
     palette = Image.fromarray(PIXELS).quantize(16)
     palette.save(folder / "palette.bmp")
+    Image.fromarray(GREY.astype(np.uint16) * 16).save(folder / "camera.png")
     return {
         "short.ppm": (ppm[:-1], "is cut off"),
         "short.bmp": (bmp[:-1], "is cut off"),
         "short.png": (png[: len(png) // 2], "is a damaged PNG"),
+        "camera.png": ((folder / "camera.png").read_bytes(), "has 16 bits a pixel; save it with 8"),
         "colours.bmp": ((folder / "palette.bmp").read_bytes(), "save it with 24 bit"),
         "packed.bmp": (bmp[:30] + b"\x01" + bmp[31:], "is no uncompressed BMP"),
         "image.jpg": (b"\xff\xd8\xff\xe0 a JPEG", "is no BMP, PNG, PGM or PPM"),

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 
+import numpy as np
 import pytest
 
 from tests.cpp.library import CPP, need_tools, run
@@ -46,6 +47,46 @@ def assert_pythons(texts: list[str], printed: str) -> None:
     for text, shown in zip(texts, found, strict=True):
         assert float.fromhex(shown) == float(text), text
         assert shown.startswith("-") == text.startswith("-")
+
+
+SHOWN = """
+#include <cstdio>
+#include <iostream>
+#include <locale>
+#include <string>
+#include "text.hpp"
+struct Comma : std::numpunct<char> {
+  char do_decimal_point() const override { return ','; }
+  char do_thousands_sep() const override { return '.'; }
+  std::string do_grouping() const override { return "\\3"; }
+};
+int main() {
+  std::locale::global(std::locale(std::locale(), new Comma));
+  for (std::string line; std::getline(std::cin, line);) {
+    const double value = std::stod(line);
+    std::printf("%s %s\\n", destseg_core::digits_of(value).c_str(),
+                destseg_core::digits_of(static_cast<float>(value)).c_str());
+  }
+}
+"""
+
+
+def test_messages_show_numbers_with_a_point_and_all_their_digits(tmp_path):
+    need_tools()
+    (tmp_path / "shown.cpp").write_text(SHOWN)
+    sources = [tmp_path / "shown.cpp", CPP / "src/text.cpp"]
+    includes = [f"-I{CPP / 'src'}", f"-I{CPP / 'include'}"]
+    run("c++", "-std=c++17", "-O0", *includes, *sources, "-o", tmp_path / "shown")
+    values = [0.1, 1.5, 1 / 3, 1234567.875, 1e-5, 1e16, 2**53 + 1.0, -0.25, math.pi * 1e-20]
+    text = "\n".join(map(repr, values)) + "\n"
+    for value, line in zip(
+        values, run(tmp_path / "shown", input=text).stdout.splitlines(), strict=True
+    ):
+        double, single = line.split()
+        assert float(double) == value
+        assert np.float32(single) == np.float32(value)
+        assert len(double) <= len(repr(value))
+        assert len(single) <= len(str(np.float32(value)))
 
 
 def has_libcxx(folder) -> bool:

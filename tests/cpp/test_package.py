@@ -21,6 +21,7 @@ from tests.cpp.library import (
     Point,
     Result,
     Times,
+    configure,
     run,
     wheel_folder,
 )
@@ -211,6 +212,19 @@ def test_pkg_config_follows_an_installation_to_another_prefix(prefix, tmp_path):
     assert Path(found).resolve() == other / "include"
     assert (Path(found) / "destseg.h").is_file()
     assert str(prefix) not in next(folder.glob("*.pc")).read_text()
+
+
+def test_pkg_config_leaves_absolute_folders_as_they_are(prefix, tmp_path):
+    """As distributions set them."""
+    if shutil.which("pkg-config") is None:
+        pytest.skip("pkg-config is not installed")
+    folders = {"libdir": tmp_path / "arch/lib", "includedir": tmp_path / "headers"}
+    given = [f"-DCMAKE_INSTALL_{name.upper()}={folder}" for name, folder in folders.items()]
+    configure(tmp_path / "build", f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'usr'}", *given)
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(tmp_path / "build")}
+    for name, folder in {**folders, "prefix": tmp_path / "usr"}.items():
+        found = run("pkg-config", f"--variable={name}", "destseg", env=environment).stdout
+        assert found.strip() == str(folder)
 
 
 CSHARP = (CPP / "csharp/Destseg/Native.cs").read_text()

@@ -139,6 +139,16 @@ def test_every_entry_with_every_kind_of_value(library, artifact, valid):
     assert refused > 1000
 
 
+def test_whole_numbers_beyond_every_double(library, artifact, valid):
+    """A recipe may hold one; an entry that is used as a number may not."""
+    large = 10**400
+    recipe = changed(valid, ("training", "recipe"), {"q": large, "r": -large})
+    assert not compare(library, artifact, sealed(recipe))
+    for path in places(valid):
+        if path[0] != "digest" and "batch" not in path:  # whose message names each number whole
+            compare(library, artifact, sealed(changed(valid, path, large)))
+
+
 @pytest.fixture(scope="module")
 def tiled(artifact, valid) -> dict:
     """The same of frames of 40 x 30 in tiles of 8 x 8, with a region."""

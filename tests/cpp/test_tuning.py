@@ -86,6 +86,24 @@ def test_another_machine_file_or_version_is_refused(library, artifact, place, en
     assert f"Run destseg tune {artifact} --images FOLDER on this machine." in str(refused.value)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xff", b" " * (5 << 20), b"{"], ids=range(3))
+def test_a_damaged_tuning_is_to_be_made_again(library, artifact, content):
+    """It is a fault of the tuning, not of the spec."""
+    artifact.with_suffix(".tuning.json").write_bytes(content)
+    with pytest.raises(Refused) as refused:
+        library.open(artifact, tuned=1)
+    assert refused.value.status == "backend"
+    assert refused.value.text.startswith(f"{artifact.with_suffix('.tuning.json')}: ")
+    assert "xport again" not in refused.value.text
+    advice = f" Run destseg tune {artifact} --images FOLDER on this machine."
+    assert refused.value.text.endswith(advice)
+
+
+def test_engines_are_not_tuned(library, engine):
+    with pytest.raises(Refused, match=r"tuned with tiny\.engine, but engines are not tuned"):
+        library.open(engine, tuned=1)
+
+
 def test_without_one_the_command_is_named(library, artifact):
     with pytest.raises(Refused, match=r"tuning.json: no such file, .* Run destseg tune"):
         library.open(artifact, tuned=1)

@@ -19,7 +19,7 @@ from destseg_deploy.options import (
     TorchOptions,
 )
 from destseg_deploy.spec import spec_path
-from tests.fakes.runtime import FakeRuntime
+from destseg_deploy.testing import FakeRuntime
 
 RUNTIMES = {
     "onnxruntime": "destseg_deploy.runtime.ort.runtime.OrtRuntime",

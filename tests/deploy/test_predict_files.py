@@ -1,6 +1,7 @@
 """Predicting files: rows, tables and overlays, all together or not at all."""
 
 import csv
+import errno
 import json
 import os
 from dataclasses import asdict, replace
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from destseg_deploy import predict_files as module
 from destseg_deploy.data.images import read_image
 from destseg_deploy.errors import DataError, OutputError
 from destseg_deploy.locks import locked
 from destseg_deploy.predict_files import overlay_names, predict_files
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import NetworkSpec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from destseg_deploy.thresholds import by_hand
-from tests.fakes.runtime import FakeRuntime, fake_spec
 from tests.unchanged import unchanged
 
 
@@ -277,9 +279,113 @@ def test_a_second_run_does_not_mix_with_the_first(images, tmp_path, tables):
     other = _write(tmp_path / "in/c.png", 9)
     predict_files(_predictor(0.1), [images[0], other], out, table=tables[1])
     assert set(_listing(out)) == {
-        "notes.txt", "overlays", "overlays/a.png", "overlays/c.png", "overlays/mine.png",
-        "overview.png", f"predictions.{tables[1]}",
+        ".pictures.json", "notes.txt", "overlays", "overlays/a.png", "overlays/c.png",
+        "overlays/mine.png", "overview.png", f"predictions.{tables[1]}",
     }  # fmt: skip
+
+
+def _pictures(out: Path) -> set[str]:
+    return {path.relative_to(out / "overlays").as_posix() for path in (out / "overlays").rglob("*")}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text there")
+@pytest.mark.parametrize("table", ["csv", "json"])
+@pytest.mark.parametrize("name", [b"k\xe4se.png", b"=1.png", b"'1.png", b"a\nb.png", b"\\xe4.png"])
+def test_a_table_need_not_lead_back_to_its_pictures(images, tmp_path, monkeypatch, table, name):
+    """A table holds no bytes that are no UTF-8, and guards a name that looks like a formula."""
+    out = tmp_path / "out"
+    odd = _write(tmp_path / "in/odd.png", 7).rename(tmp_path / "in" / os.fsdecode(name))
+    monkeypatch.chdir(tmp_path / "in")
+    predict_files(_predictor(), [Path(odd.name), images[1]], out, table=table)
+    assert len(_pictures(out)) == 2
+    predict_files(_predictor(), images[:1], out, table=table)
+    assert _pictures(out) == {"a.png"}
+
+
+def test_relative_names_are_those_of_the_folder_that_the_run_was_in(images, tmp_path, monkeypatch):
+    out, far = tmp_path / "out", _write(tmp_path / "far/away/d.png", 7)
+    monkeypatch.chdir(tmp_path / "in")
+    predict_files(_predictor(), ["a.png", far], out)
+    assert _pictures(out) == {"in", "in/a.png", "far", "far/away", "far/away/d.png"}
+    monkeypatch.chdir(far.parent)
+    predict_files(_predictor(), ["d.png"], out)
+    assert _pictures(out) == {"d.png"}
+
+
+def test_a_picture_of_the_user_is_neither_removed_nor_replaced(images, tmp_path):
+    out = tmp_path / "out"
+    predict_files(_predictor(), images, out)
+    (out / "overlays/b.png").write_bytes(b"with remarks of the user")
+    predict_files(_predictor(), images[:1], out)
+    assert _pictures(out) == {"a.png", "b.png"}
+    assert (out / "overlays/b.png").read_bytes() == b"with remarks of the user"
+    for name in ("overlays/b.png", "overlays/c.png"):
+        (out / name).write_bytes(b"of the user")
+        image = _write(tmp_path / "in" / Path(name).name, 9)
+        with unchanged(out), pytest.raises(OutputError, match=rf"{name}: exists and was not"):
+            predict_files(_predictor(), [image], out)
+
+
+def test_an_overview_of_the_user_is_not_taken_for_an_earlier_one(images, tmp_path):
+    predict_files(_predictor(), images, tmp_path / "out", overlays=False)
+    (tmp_path / "out/overview.png").write_bytes(b"of the user")
+    with unchanged(tmp_path / "out"), pytest.raises(OutputError, match=r"overview\.png: exists"):
+        predict_files(_predictor(), images, tmp_path / "out")
+
+
+def test_pictures_that_a_crash_kept_are_removed_later(images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict_files(_predictor(), images, out)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_remove", lambda output, names: None)
+        predict_files(_predictor(), images[:1], out)
+    assert _pictures(out) == {"a.png", "b.png"}
+    predict_files(_predictor(), images[:1], out)
+    assert _pictures(out) == {"a.png"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a.png": "x"}', "[" * 5000])
+def test_a_record_that_is_damaged_removes_nothing(images, tmp_path, text):
+    out = tmp_path / "out"
+    predict_files(_predictor(), images, out)
+    (out / ".pictures.json").write_text(text)
+    with unchanged(out), pytest.raises(OutputError, match=r"\.pictures\.json: exists and was not"):
+        predict_files(_predictor(), images[:1], out)
+
+
+def test_a_record_does_not_lead_out_of_its_folder(images, tmp_path):
+    out, mine = tmp_path / "out", tmp_path / "mine.png"
+    mine.write_bytes(b"mine")
+    predict_files(_predictor(), images, out)
+    names = ["../mine.png", str(mine), "overlays/../../mine.png", "a\0b.png"]
+    (out / ".pictures.json").write_text(json.dumps(dict.fromkeys(names, 4)))
+    predict_files(_predictor(), images, out, overlays=False)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_a_name_with_a_zero_byte_costs_no_other_image_its_score(images, tmp_path):
+    rows = predict_files(_predictor(), [images[0], "a\0b.png"], tmp_path / "out")
+    assert [row.error is None for row in rows] == [True, False]
+
+
+def test_a_full_disk_is_said_of_the_picture_that_stays(images, tmp_path, monkeypatch):
+    """The overview was named below a temporary folder that is gone when the message is read."""
+    write = module.write_png
+
+    def full(path, image):
+        if path.name == "overview.png":
+            monkeypatch.setattr(Image.Image, "save", _find_no_room)
+        write(path, image)
+
+    monkeypatch.setattr(module, "write_png", full)
+    with pytest.raises(OSError, match="No space left") as refused:
+        predict_files(_predictor(), images, tmp_path / "out")
+    assert refused.value.filename == str(tmp_path / "out/overview.png")
+    assert not (tmp_path / "out").exists()
+
+
+def _find_no_room(*arguments, **named):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_second_run_without_overlays_leaves_none_of_the_first(images, tmp_path):

@@ -16,8 +16,8 @@ from destseg_deploy.options import OrtOptions
 from destseg_deploy.predictor import Predictor, resize_map
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.spec import BatchRange, ModelSpec, NetworkSpec, OutputSpec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from destseg_deploy.thresholds import by_hand
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 
 class Recording(FakeRuntime):
@@ -95,6 +95,42 @@ def test_stream_yields_each_frame_and_reads_no_further_than_a_batch():
         assert prediction.anomaly_map.shape == (1, 32, 32)
         assert prediction.score.shape == (1,)
     np.testing.assert_array_equal([s.score[0] for s in seen], predictor(_frames(5)).score)
+
+
+@pytest.mark.parametrize("frame_format", [None, "rgb8"])
+def test_a_camera_may_give_each_frame_in_the_same_memory(frame_format):
+    predictor, frames = _predictor(1, 2, 4), _frames(5)
+    buffer = np.empty_like(frames[0])
+
+    def camera():
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    expected = predictor(frames).score
+    for size in (1, 2, 4):
+        seen = predictor.stream(camera(), batch_size=size, frame_format=frame_format)
+        np.testing.assert_array_equal([one.score[0] for one in seen], expected)
+    np.testing.assert_array_equal(predictor(camera(), frame_format=frame_format).score, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_frames_before_one_that_is_refused_are_answered(size):
+    predictor, frames = _predictor(1, 2, 4), _frames(3)
+
+    def broken():
+        yield from frames
+        raise OSError("the camera is gone")
+
+    for source, kind, words in (
+        ([*frames, "gone.png", frames[0]], DataError, "gone.png"),
+        (broken(), OSError, "the camera is gone"),
+    ):
+        seen = []
+        with pytest.raises(kind, match=words):
+            seen.extend(predictor.stream(source, batch_size=size))
+        # list.extend keeps what came before the error.
+        np.testing.assert_array_equal([one.score[0] for one in seen], predictor(frames).score)
 
 
 def test_batch_size_may_be_chosen_within_the_artifacts():

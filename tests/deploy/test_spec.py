@@ -35,7 +35,9 @@ from destseg_deploy.spec import (
     TilingSpec,
     TrainingRecord,
     default_top_k,
+    exceeds,
     spec_path,
+    verdicts,
 )
 from destseg_deploy.spec.digest import Digest
 
@@ -465,11 +467,11 @@ def test_normalizing_keeps_order_and_verdict(limit, first, second):
     threshold = Threshold(limit, limit, "test")
     low, high = sorted((first, second))
     assert 0 <= threshold.normalized(low) <= threshold.normalized(high) <= 1
-    assert threshold.normalized(low) <= 0.5 or low > limit
-    assert threshold.normalized(high) >= 0.5 or high <= limit
+    assert threshold.normalized(low) <= 0.5 or exceeds(low, limit)
+    assert threshold.normalized(high) >= 0.5 or not exceeds(high, limit)
 
 
-@pytest.mark.parametrize("limit", [0.001, 0.25, 0.5, 0.999])
+@pytest.mark.parametrize("limit", [2**-10, 0.25, 0.5, 1 - 2**-10])
 def test_the_threshold_lies_at_one_half_and_the_ends_stay(limit):
     threshold = Threshold(limit, 0.5, "test")
     assert threshold.normalized(limit) == 0.5
@@ -477,6 +479,14 @@ def test_the_threshold_lies_at_one_half_and_the_ends_stay(limit):
     assert threshold.normalized(1) == pytest.approx(1)
     assert threshold.normalized(limit / 2) == pytest.approx(0.25)
     assert threshold.normalized((limit + 1) / 2) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("limit", [0.4, 0.97, 0.99, 0.999])
+def test_a_score_that_equals_the_threshold_as_float32_is_ok_and_at_one_half(limit):
+    """0.99 is a little more as a float32, which every score is."""
+    threshold, score = Threshold(limit, 0.5, "test"), np.float32(limit)
+    assert threshold.normalized(float(score)) == 0.5
+    assert verdicts([score, np.nextafter(score, np.float32(1))], limit) == ["OK", "NG"]
 
 
 def test_normalizing_at_the_ends():

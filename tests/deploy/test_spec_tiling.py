@@ -208,6 +208,8 @@ def test_a_mask_is_kept_pixel_by_pixel():
     assert (region.mask_at((70, 90), (140, 180)) == mask.repeat(2, 0).repeat(2, 1)).all()
     assert (region.mask_at((70, 90), (35, 45)) == mask[1::2, 1::2]).all()
     assert RegionSpec.of_mask(np.pad(np.ones((3, 4), bool), 2)) == RegionSpec(2, 2, 4, 3)
+    # In a graph, true is the byte 1: OpenVINO takes 255, which Pillow gives for a bit, for false.
+    assert set(np.unique(region.mask_at((70, 90), (70, 90)).view(np.uint8))) == {0, 1}
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
@@ -252,6 +254,12 @@ BAD_REGIONS = [
     ({"mask": base64.b64encode(png((5, 5))).decode()}, "mask has 5x5 pixels, expected"),
     ({"mask": base64.b64encode(b"GIF89a").decode()}, "mask is not a PNG"),
 ]
+
+
+def test_a_region_outside_of_the_frame_is_no_reason_to_restore_a_file():
+    """ "Restore it or export again" was said of the option --roi."""
+    with pytest.raises(SpecError, match=r"width 0, .* Choose a region inside of it\.$"):
+        RegionSpec(0, 0, 0, 10).check((70, 90), (70, 90), 9, "region")
 
 
 @pytest.mark.parametrize(("change", "words"), BAD_REGIONS, ids=str)

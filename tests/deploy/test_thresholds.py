@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from destseg_deploy.loading import load
 from destseg_deploy.options import OrtOptions
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import ModelSpec, spec_path
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from destseg_deploy.thresholds import (
+    at_most,
     by_hand,
     from_labelled,
     from_normal,
@@ -25,8 +28,8 @@ from destseg_deploy.thresholds import (
     measure_normal,
     score_images,
     set_threshold,
+    too_few,
 )
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 DRAWS = 3000
 ONE_THREAD = OrtOptions(threads=1)
@@ -87,6 +90,23 @@ def test_too_few_images_give_the_largest_and_say_what_it_is_worth():
         "highest score: 4 good images can guarantee a false-reject rate of 20 %; 1 % needs 99"
     )
     assert result.rule == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(4, "20 %"), (60, "1.64 %"), (150, "0.663 %"), (2000, "0.05 %")]
+)
+def test_a_bound_is_rounded_up(count, words):
+    """60 images were said to guarantee 1.6 %, and guarantee 1.639 %."""
+    scores = np.zeros(count, np.float32)
+    for text in (too_few(count, 1e-5), from_normal(scores, scores, 1e-5).rule):
+        assert f"can guarantee a false-reject rate of {words}; 0.001 % needs 99999" in text
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**7))
+def test_a_share_in_per_cent_is_a_bound_of_three_digits(one, other):
+    part, whole = sorted((one, other))
+    shown = Fraction(at_most(part, whole).removesuffix(" %"))
+    assert Fraction(100 * part, whole) <= shown <= Fraction(101 * part, whole)
 
 
 def test_what_too_few_images_can_guarantee_is_true():
@@ -154,6 +174,24 @@ def test_labelled_images_that_overlap_get_the_best_compromise():
     result = from_labelled(scores, labels, scores)
     assert 0.2 <= result.score < 0.4
     assert "0.8571" in result.rule  # 3 found, 1 too many: 6 / 7
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "f1"),
+    [
+        ([0.0, 0.0, 0.5], [True, False, True], "0.6667"),
+        ([0.3, 0.0, 0.5], [False, True, True], "0.6667"),
+        ([0.0, 0.0], [True, False], "0.0000"),
+    ],
+)
+def test_the_rule_states_the_f1_that_the_threshold_has(scores, labels, f1):
+    """The best one flags a score of 0, which no threshold in [0, 1] does."""
+    scores, labels = np.array(scores, np.float32), np.array(labels)
+    result = from_labelled(scores, labels, scores)
+    found = scores > np.float32(result.score)
+    assert f"{2 * (found & labels).sum() / (found.sum() + labels.sum()):.4f}" == f1
+    assert f"best F1 ({f1}) on" in result.rule
+    assert 0 <= result.score <= 1
 
 
 @pytest.mark.parametrize("label", [True, False])
@@ -231,6 +269,15 @@ def test_good_images_are_measured(predictor, category):
     assert (scores > result.score).sum() == 1  # rank 5 of 6
     assert (peaks > result.pixel).sum() == 1
     assert measure_normal(predictor, good, 0.7).score < result.score
+
+
+def test_a_good_image_counts_once_whatever_it_is_called(predictor, category, tmp_path):
+    """99 names of one image guarantee nothing."""
+    good = list_images(category / "train/good")
+    (tmp_path / "again.png").symlink_to(good[0])
+    for again in (good[0], tmp_path / "again.png"):
+        with pytest.raises(DataError, match=r"the same image as .*each image once"):
+            measure_normal(predictor, [*good, again])
 
 
 def test_labelled_images_are_measured(predictor, category):

@@ -4,10 +4,14 @@ No index is asked here: a function that writes small wheels takes pip's place.
 """
 
 import hashlib
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +24,14 @@ from click.testing import CliRunner
 from destseg_deploy.errors import ExportError, OutputError, SpecError
 from destseg_deploy.locks import locked
 from destseg_deploy.spec import FileRecord
+from destseg_deploy.testing import fake_spec
 from destseg_deploy.thresholds import by_hand, set_threshold
 from destseg_export import bundle as module
 from destseg_export.bundle import PLATFORMS, bundle_artifact
 from destseg_export.cli.bundle import bundle
-from tests.fakes.runtime import fake_spec
 from tests.unchanged import unchanged
 
+ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {
     "destseg-deploy": [
         "numpy", "click", 'onnxruntime ; extra == "onnxruntime"', 'openvino; extra == "openvino"',
@@ -181,7 +186,125 @@ def test_what_cannot_be_bundled_is_refused(asked, wheel, artifact, tmp_path):
             bundle_artifact(artifact, out, platform="mac", wheel=wheel)
         with pytest.raises(ExportError, match="no such wheel"):
             bundle_artifact(artifact, out, wheel=tmp_path / "no.whl")
+        with pytest.raises(ExportError, match=r"'3\.11\.7': expected 3\.N, such as 3\.11"):
+            bundle_artifact(artifact, out, python="3.11.7", wheel=wheel)
     assert asked == []
+
+
+@pytest.mark.parametrize("version", ["3.11.7", "abc", "2.7", "3", "3.", "3.011", "", "3.11\n"])
+def test_a_version_that_is_none_is_misuse(artifact, tmp_path, version):
+    arguments = [str(artifact), "--output", str(tmp_path / "out"), "--python-version", version]
+    with unchanged(tmp_path):
+        result = CliRunner().invoke(bundle, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    line = f"Invalid value for '--python-version': {version!r}: expected 3.N, such as 3.11."
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {line}".replace("\\n", r"\n"))
+
+
+def test_what_is_no_wheel_of_this_project_is_refused_before_any_work(asked, artifact, tmp_path):
+    other = write_wheel(tmp_path, "numpy")
+    empty = tmp_path / "destseg_deploy-1.0-py3-none-any.whl"
+    zipfile.ZipFile(empty, "w").close()
+    said: list[str] = []
+    for name, content in (
+        ("odd.png", b""),
+        ("odd.whl", b""),
+        ("destseg_deploy-2.0-py3-none-any.whl", b"PK"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    for path in (other, empty, *(p for p in tmp_path.iterdir() if p.is_file())):
+        with unchanged(tmp_path), pytest.raises(ExportError, match=f"--wheel {path}: no "):
+            bundle_artifact(artifact, tmp_path / "out", wheel=path, report=said.append)
+    assert (asked, said) == ([], [])
+
+
+@pytest.fixture
+def sources(tmp_path) -> Iterator[Path]:
+    """Sources as they lie about after work: with what builds left, data, and no right to write."""
+    top = tmp_path / "with space" / "sources"
+    for name in (
+        "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "destseg_deploy/__init__.py",
+        "destseg_deploy/web/page.js", "export/destseg_export/bundle.py", "cpp/src/spec.cpp",
+        "benchmarks/destseg_bench/table.py",
+        "build/lib/destseg_deploy/gone.py", "destseg_deploy.egg-info/SOURCES.txt",
+        "destseg_deploy/__pycache__/gone.pyc", "cpp/build/spec.o", "data/cable/000.png",
+        ".venv/pyvenv.cfg",
+    ):  # fmt: skip
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text("")
+    shutil.copy(ROOT / "setup.cfg", top)
+    for path in (top, *(p for p in top.rglob("*") if p.is_dir())):
+        path.chmod(0o555)
+    yield top
+    for path in (top, *(p for p in top.rglob("*") if p.is_dir())):
+        path.chmod(0o755)
+
+
+def test_the_wheel_is_made_of_a_copy_without_what_earlier_builds_left(
+    sources, artifact, tmp_path, monkeypatch
+):
+    seen: list[set[str]] = []
+
+    class Installed:
+        version = "1.0"
+
+        def read_text(self, name: str) -> str:
+            return json.dumps({"url": sources.as_uri()})
+
+    def pip(*arguments: str) -> None:
+        if arguments[0] == "wheel":
+            place = Path(arguments[-1])
+            (place / "build").mkdir()  # as builders do
+            files = (path for path in place.rglob("*") if path.is_file())
+            seen.append({path.relative_to(place).as_posix() for path in files})
+            write_wheel(Path(arguments[arguments.index("--wheel-dir") + 1]), "destseg-deploy")
+        else:
+            for name in ("numpy", "click", "onnxruntime"):
+                write_wheel(Path(arguments[arguments.index("--dest") + 1]), name)
+
+    monkeypatch.setattr(module, "distribution", lambda name: Installed())
+    monkeypatch.setattr(module, "_pip", pip)
+    with unchanged(sources):
+        bundle_artifact(artifact, tmp_path / "out")
+    assert seen == [
+        {
+            "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "destseg_deploy/__init__.py",
+            "destseg_deploy/web/page.js", "export/destseg_export/bundle.py", "cpp/src/spec.cpp",
+            "benchmarks/destseg_bench/table.py",
+        }
+    ]  # fmt: skip
+
+
+def test_the_copy_has_every_file_that_the_setup_names(tmp_path):
+    module._copy_sources(ROOT, tmp_path)
+    text = (ROOT / "setup.cfg").read_text()
+    named = re.findall(r"^(?:long_description = file: |license_files = )(.+)$", text, re.MULTILINE)
+    assert len(named) == 2
+    assert [name for name in named if not (tmp_path / name).is_file()] == []
+    assert (tmp_path / "destseg_deploy/spec.schema.json").is_file()
+    assert (tmp_path / "cpp/CMakeLists.txt").is_file()
+    assert not (tmp_path / "tests").exists()
+
+
+PIP = """\
+  error: subprocess-exited-with-error
+
+  x Building wheel for destseg-deploy (pyproject.toml) did not run successfully.
+  │ exit code: 1
+  ╰─> [3 lines of output]
+      running bdist_wheel
+      error: could not create 'build': Read-only file system
+      [end of output]
+
+  note: This error originates from a subprocess, and is likely not a problem with pip.
+  ERROR: Failed building wheel for destseg-deploy
+ERROR: Failed to build one or more wheels
+"""
+
+
+def test_what_a_builder_says_is_passed_on():
+    said = module._last(PIP.splitlines())
+    assert said.startswith("error: could not create 'build': Read-only file system ERROR: Failed")
 
 
 def test_what_pip_cannot_find_is_one_line(artifact, wheel, tmp_path, monkeypatch):

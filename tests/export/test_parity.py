@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from destseg_deploy.errors import BackendError, DataError, ExportError, ParityError
-from destseg_deploy.predictor import Predictor
+from destseg_deploy.predictor import Predictor, resize_map
 from destseg_deploy.runtime.base import Prediction
-from destseg_deploy.spec import Budget, ModelSpec, TrainingRecord
+from destseg_deploy.spec import Budget, ModelSpec, RegionSpec, TrainingRecord
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from destseg_export.frames import given_frames, verification_frames
 from destseg_export.parity import (
     BUDGETS,
@@ -21,7 +22,6 @@ from destseg_export.parity import (
     compare,
     measure_parity,
 )
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 
 class Altered:
@@ -50,6 +50,35 @@ def test_the_same_answers_pass(frames):
     assert (parity.map_max_abs, parity.score_max_abs, parity.bad_values) == (0, 0, 0)
     assert parity.control > 0.1
     check_parity(parity, Budget(), "same.onnx")
+
+
+def test_a_region_is_compared_on_maps_of_another_size_too(frames):
+    """The map's resize carries values over the region's border; the graph sets them to 0."""
+    region = RegionSpec(10, 20, 30, 40)
+    plain = fake_spec(64, 64)
+    spec = replace(plain, region=region, output=replace(plain.output, height=48, width=96))
+    inside, outside = region.mask_at((64, 64), (64, 64)), ~region.mask_at((64, 64), (48, 96))
+    wanted = answer(Predictor(FakeRuntime(plain)), frames)
+    wanted = Prediction(wanted.anomaly_map * inside, wanted.score)
+
+    class Regional(FakeRuntime):
+        def infer(self, images):
+            maps = images[..., 0].astype(np.float32) / np.float32(255) * inside
+            maps = np.stack([resize_map(one, (48, 96)) for one in maps])
+            maps[:, outside] = 0
+            return Prediction(maps, FakeRuntime(plain).infer(images).score)
+
+    parity = compare(wanted, Predictor(Regional(spec)), list(frames))
+    assert (parity.map_max_abs, parity.score_max_abs) == (0, 0)
+
+
+def test_rounding_at_the_ends_is_no_bad_value(frames):
+    lifted = lambda maps, scores: Prediction(maps + np.float32(1e-6), scores)  # noqa: E731
+    wrong = lambda maps, scores: Prediction(maps + np.float32(1e-4), scores)  # noqa: E731
+    white = [np.full_like(frames[0], 255), *frames]
+    assert _parity(lifted, white).bad_values == 0
+    with pytest.raises(BackendError, match="expected a number from 0 to 1"):
+        _parity(wrong, white)
 
 
 def _shift_one_pixel(maps, scores):

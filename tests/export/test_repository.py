@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from destseg_deploy.errors import BackendError, ExportError, OutputError
+from destseg_deploy.errors import ExportError, OutputError
 from destseg_deploy.locks import locked
 from destseg_deploy.spec import (
     BatchRange,
@@ -18,13 +18,14 @@ from destseg_deploy.spec import (
     InputSpec,
     ModelSpec,
     OutputSpec,
+    RegionSpec,
     Threshold,
 )
+from destseg_deploy.testing import fake_spec
 from destseg_export import repository as module
 from destseg_export.repository import write_repository
 from destseg_export.serving import Serving
 from destseg_export.triton import Word, pbtxt
-from tests.fakes.runtime import fake_spec
 from tests.unchanged import unchanged
 
 BATCH = BatchRange(1, 2, 8)
@@ -69,6 +70,28 @@ def test_triton_is_told_what_the_spec_says(artifact, tmp_path):
         assert line in said.splitlines(), line
     assert len((folder / "warmup/frame").read_bytes()) == 48 * 64 * 3
     assert sorted(os.listdir(folder)) == ["1", "config.pbtxt", "warmup"]
+
+
+def test_a_batch_of_one_is_a_model_without_batches(tmp_path):
+    """Its graph has no free axis, and Triton refuses a batch without one."""
+    one = _artifact(tmp_path, input=InputSpec(48, 64, BatchRange(1, 1, 1)))
+    folder = write_repository(one, tmp_path / "models").parent
+    said = (folder / "config.pbtxt").read_text()
+    for line in (
+        "max_batch_size: 0",
+        "  dims: [ 1, 48, 64, 3 ]",
+        "  dims: [ 1, 32, 32 ]",
+        "  dims: [ 1 ]",
+        "  batch_size: 1",
+    ):
+        assert line in said.splitlines(), line
+    assert "reshape" not in said
+    assert "dynamic_batching" not in said
+
+
+def test_a_region_at_the_networks_size_is_the_cameras_size(tmp_path):
+    region = _artifact(tmp_path, input=InputSpec(32, 32, BATCH), region=RegionSpec(2, 2, 20, 20))
+    assert write_repository(region, tmp_path / "models").name == "1"
 
 
 def test_the_text_is_what_protocol_buffers_read(artifact, tmp_path):
@@ -209,7 +232,7 @@ def test_a_configuration_of_somebody_else_stays(artifact, tmp_path):
 
 
 def test_a_server_that_is_unknown_is_refused():
-    with pytest.raises(BackendError, match="server 'torchserve': expected triton or ovms"):
+    with pytest.raises(ExportError, match="server 'torchserve': expected triton or ovms"):
         Serving(server="torchserve")
 
 

@@ -233,6 +233,14 @@ def test_an_opset_that_would_not_be_written_is_refused(checkpoint, tmp_path, ops
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("opset", [18, 21])
+def test_an_opset_without_the_precisions_operators_is_refused_before_tracing(opset):
+    with pytest.raises(ExportError, match=f"opset {opset}: .* bf16 convolutions from opset 22 on"):
+        OnnxOptions(opset=opset, precision="bf16")
+    assert OnnxOptions(opset=opset, precision="fp16").opset == opset
+    assert OnnxOptions(opset=22, precision="bf16").opset == 22
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

@@ -44,15 +44,13 @@ class FakeKernel:
 
 
 class FakeEvent:
-    """See ``Event``; time is counted in pieces of work, one a millisecond."""
+    """See ``Event``."""
 
-    def __init__(self, device: FakeDevice, *, timing: bool) -> None:
+    def __init__(self, device: FakeDevice) -> None:
         """Not recorded yet."""
         device.note("event")
         self._device = device
-        self._timing = timing
         self.moment: tuple[FakeStream, int] | None = None
-        self.time = 0
         device.live.append(self)
 
     def synchronize(self) -> None:
@@ -61,13 +59,6 @@ class FakeEvent:
         if self.moment:
             stream, position = self.moment
             stream.run(position)
-
-    def milliseconds_since(self, earlier: Event) -> float:
-        """See ``Event.milliseconds_since``."""
-        assert isinstance(earlier, FakeEvent)
-        if not (self._timing and earlier._timing):
-            raise BackendError("CUDA: an event made without timing tells no time.")
-        return float(self.time - earlier.time)
 
     def close(self) -> None:
         """See ``Event.close``."""
@@ -118,9 +109,9 @@ class FakeStream:
         """See ``Stream.copy_out``."""
         self._copy("copy_out", self._device.pinned(target), pointer, target.nbytes)
 
-    def copy(self, target: int, source: int, size: int) -> None:
-        """See ``Stream.copy``."""
-        self._copy("copy", target, source, size)
+    def grab(self, target: int, source: int, size: int) -> None:
+        """Copy within the GPU, as a frame grabber that fills an array there."""
+        self._copy("grab", target, source, size)
 
     def launch(
         self,
@@ -142,7 +133,7 @@ class FakeStream:
     def record(self, event: Event) -> None:
         """See ``Stream.record``."""
         assert isinstance(event, FakeEvent)
-        self.queue("record", lambda: setattr(event, "time", self._device.tick()))
+        self.queue("record", lambda: None)
         event.moment = self, self._done + len(self._queue)
 
     def wait(self, event: Event) -> None:
@@ -329,7 +320,6 @@ class FakeDevice:
         """Prepare what is no argument."""
         self.lock = threading.RLock()
         self._here = threading.local()
-        self._time = 0
         self._streams: list[FakeStream] = []
 
     @contextmanager
@@ -363,9 +353,9 @@ class FakeDevice:
         """See ``Gpu.foreign_stream``; the handle must be one of this device's streams."""
         return BorrowedStream(self.stream_of(handle))
 
-    def event(self, *, timing: bool = False) -> FakeEvent:
+    def event(self) -> FakeEvent:
         """See ``Gpu.event``."""
-        return FakeEvent(self, timing=timing)
+        return FakeEvent(self)
 
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> FakeKernel:
         """See ``Gpu.compile``."""
@@ -403,12 +393,6 @@ class FakeDevice:
             if thing in self.live:
                 self.live.remove(thing)
                 self.calls.append((name, 0))
-
-    def tick(self) -> int:
-        """Return a time that grows with each call."""
-        with self.lock:
-            self._time += 1
-            return self._time
 
     def number(self, stream: FakeStream) -> int:
         """Return which of the streams made so far one is."""

@@ -58,6 +58,20 @@ class FakeDriver:
         """Return how many contexts lie on the calling thread's stack."""
         return self.library.fake_depth()
 
+    def mode(self):
+        """Return the calling thread's mode beside captures of others; 0 forbids unsafe calls."""
+        return self.library.fake_mode()
+
+    def capture_elsewhere(self):
+        """Let another thread record as ONNX Runtime does, until ``end_capture_elsewhere``."""
+        self.library.fake_capture_elsewhere(1)
+
+    def end_capture_elsewhere(self):
+        """End that recording; return whether a call of another thread has spoilt it."""
+        spoilt = self.library.fake_captured_elsewhere() == 2
+        self.library.fake_capture_elsewhere(0)
+        return spoilt
+
     def references(self, device=0):
         """Return how often a primary context is held."""
         return self.library.fake_references(device)
@@ -90,7 +104,16 @@ class FakeTensor:
 
 
 def fake_torch(fake: FakeDriver, *, available=True):
-    """Return what the torch adapter uses of ``torch``; a tensor is freed with its last name."""
+    """Return what the torch adapter uses of ``torch``; a tensor is freed with its last name.
+
+    Memory on the GPU was somebody's before, whose kernels still write to it until torch's stream
+    is waited for.
+    """
+    queued = []
+
+    def synchronize():
+        while queued:
+            queued.pop()()
 
     def empty(size, *, dtype, device=None, pin_memory=False):
         assert dtype == "uint8"
@@ -101,16 +124,25 @@ def fake_torch(fake: FakeDriver, *, available=True):
             else ("cuMemAlloc_v2", "cuMemFree_v2")
         )
         try:
-            return FakeTensor(fake.driver, fake.driver.get(get, size), size, free)
+            tensor = FakeTensor(fake.driver, fake.driver.get(get, size), size, free)
         except BackendError as error:
             raise RuntimeError(f"CUDA out of memory. Tried to allocate {size}\nmore") from error
+        if not pin_memory:
+            queued.append(lambda: tensor.numpy().fill(0xEE))
+        return tensor
+
+    def current_stream(device):
+        assert device[0] == "cuda"
+        return types.SimpleNamespace(synchronize=synchronize)
 
     return types.SimpleNamespace(
         __version__="2.0",
         uint8="uint8",
         empty=empty,
         device=lambda kind, index: (kind, index),
-        cuda=types.SimpleNamespace(is_available=lambda: available, init=lambda: None),
+        cuda=types.SimpleNamespace(
+            is_available=lambda: available, init=lambda: None, current_stream=current_stream
+        ),
     )
 
 

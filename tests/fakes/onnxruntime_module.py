@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from destseg_deploy.runtime.cuda.memory import array_at
-from tests.fakes.runtime import FakeRuntime
+from destseg_deploy.testing import FakeRuntime
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 

@@ -25,9 +25,9 @@ from destseg_deploy.evaluation.metrics import top_k_mean
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.cuda.memory import array_at
 from destseg_deploy.spec import BatchRange, EngineRecord, FileRecord, ModelSpec
+from destseg_deploy.testing import fake_spec
 from destseg_deploy.thresholds import by_hand
 from tests.fakes.device import FakeDevice
-from tests.fakes.runtime import fake_spec
 
 ENGINE, ONNX = b"fake engine ", b"fake onnx "
 SCRATCH = 1000

@@ -38,9 +38,9 @@ COMPARED = shlex.split("--format onnx --batch 1:2:4 --verify-images noise")
 """Added to every export: the batches of the traced graph, and images that show its errors."""
 
 PARSED_ONLY = {
-    r"train .*(--category|--holdout|--config)": "as other lines: tests/deploy/cli",
+    r"train .*(--category|--textures|--config)": "as other lines: tests/deploy/cli",
     r"--scale|--defect-size": "minutes: test_run_on_tiles.py, test_small_defects.py, test_train.py",
-    r"\.engine|--format engine|fp16|bf16": "a GPU, or the emulation of one: tests/export",
+    r"\.engine|format engine|fp16|bf16|device cuda": "a GPU, or an emulated one: tests/export",
     r"--input-size": "a graph of its own is traced: tests/deploy/cli/test_cli.py",
     r"--top-k": "a graph of its own is traced: tests/house/test_network.py",
     r"destseg-bench|destseg bench (?!agreement)": "minutes to days: tests/bench",

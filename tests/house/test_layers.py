@@ -36,6 +36,7 @@ ROOMS = {
     "archive": BASE
     | {"cluster", "data", "device", "options", "runtime", "predictor", "loading", "environment"},
     "evaluation": BASE | {"data", "runtime", "predictor", "pictures", "web"},
+    "testing": {"spec", "data", "runtime", "evaluation"},
     "thresholds": BASE | {"data", "predictor", "evaluation"},
     "serving": BASE | {"data", "runtime", "predictor", "thresholds", "web"},
     "training": BASE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -31,7 +31,7 @@ def agreement(
     data: Path,
     device: str,
     threads: int,
-    half: str | None,
+    half: Literal["fp16", "bf16"] | None,
     output: Path | None,
 ) -> None:
     """Compare artifacts on a test set: metrics, and differences from the first that runs.

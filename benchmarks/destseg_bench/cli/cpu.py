@@ -128,7 +128,14 @@ def layers(
 @click.command(cls=OneLineErrors)
 @click.argument("fused", type=FILE)
 @click.argument("int8", type=FILE)
-@click.option("--normal", type=FOLDER, required=True, help="Images of good parts to calibrate on.")
+@click.option(
+    "--good",
+    "--normal",
+    "normal",
+    type=FOLDER,
+    required=True,
+    help="Images of good parts to calibrate on.",
+)
 @click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="At most.")
 @click.option("--textures", type=FOLDER, help="Textures of the synthetic anomalies.")
 @click.option("--output", type=FILE, required=True, help=".xml to write; .bin comes beside it.")
@@ -139,7 +146,7 @@ def nncf(
     """Quantise with NNCF the layers that INT8 holds in INT8, calibrated on the same images.
 
     FUSED is what destseg-export fuse PLAIN --for-int8 wrote, INT8 what destseg-export quantize
-    PLAIN wrote. Give --normal, --images and --textures as to quantize. Pass the result to
+    PLAIN wrote. Give --good, --images and --textures as to quantize. Pass the result to
     destseg-bench cpu --int8, beside INT8.
     """
     from destseg_bench.speed.nncf_int8 import quantize_with_nncf

@@ -35,9 +35,9 @@ def tune(artifacts: tuple[Path, ...], images: Path, rounds: int, batch: int, cam
     """Find how artifacts run fastest on this CPU.
 
     Tries ONNX Runtime and OpenVINO, the precisions that the CPU computes in, and numbers of
-    threads and, for several cameras, of streams, in turns. bf16 competes only where its answers
-    keep to the budget of precision. Of two that cannot be told apart, the one nearer to the default
-    is taken.
+    threads and, for several cameras, of streams, in turns. bf16 competes only if its answers keep
+    to the budget of precision. If two settings are equally fast, the one nearer to the default is
+    taken.
 
     Writes ARTIFACT's NAME.tuning.json beside it; --tuned, load(..., options="tuned") and the C++
     library follow it on this PC. Give the plain, the fused and the INT8 file together to compare

@@ -9,9 +9,10 @@ from typing import Any
 
 from destseg_bench.report.figure import draw_speed_and_accuracy, find_points
 from destseg_bench.report.tables import tables_of
-from destseg_bench.results import read_result
+from destseg_bench.results import naming, read_result
 from destseg_deploy.errors import DataError
 from destseg_deploy.files import refuse_others, replacing
+from destseg_deploy.text import printable
 
 PAGE = "report.md"
 HEADING = "# Results"
@@ -62,7 +63,7 @@ def write_page(files: Sequence[Path], output: Path) -> list[Path]:
     results = {path.name: read_result(path) for path in files}
     parts = [_section(name, result) for name, result in results.items()]
     written = [output / PAGE]
-    if points := find_points(list(results.values())):
+    if points := find_points(results):
         with replacing(output / FIGURE) as temporary:
             draw_speed_and_accuracy(points, temporary)
         parts.insert(0, f"![Time per image against accuracy]({FIGURE})\n")
@@ -104,8 +105,10 @@ def fill_tables(text: str, results: Path) -> str:
 def _section(name: str, result: dict[str, Any]) -> str:
     environment = result["environment"]
     machine = environment.get("gpu") or environment.get("cpu")
-    head = [f"## {name}", "", f"`{environment['command']}`", ""]
-    head += [f"{environment['time']}, commit {environment['commit']}, {machine}"]
+    with naming(name):
+        head = [f"## {name}", "", f"`{environment['command']}`", ""]
+        head += [f"{environment['time']}, commit {environment['commit']}, {machine}"]
+    head = [printable(line) for line in head]
     if not result.get("complete", True):
         head += ["", "**Not complete: the run was interrupted.**"]
     tables = (table.markdown() for table in tables_of(result, name))

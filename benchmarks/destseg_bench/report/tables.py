@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from destseg_bench.report import accuracy_tables, speed_tables
+from destseg_bench.results import naming
 from destseg_bench.table import Table
 from destseg_deploy.errors import DataError
 
@@ -45,12 +46,8 @@ def tables_of(result: Result, name: str) -> list[Table]:
         raise DataError(
             f"{name}: no table for it. Expected a result of {', '.join(TABLES)}; measure again."
         )
-    try:
+    with naming(name, f"not all of a {kind} result is there, or it is damaged"):
         return TABLES[kind](result)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{name}: not all of a {kind} result is there ({error!r}). Measure again."
-        ) from error
 
 
 def kind_of(result: Result) -> str | None:

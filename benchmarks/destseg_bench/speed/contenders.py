@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,11 @@ def list_contenders(
 
 
 def list_runtimes(
-    artifacts: Sequence[Path], *, device: str, threads: int = 0, half: str = ""
+    artifacts: Sequence[Path],
+    *,
+    device: str,
+    threads: int = 0,
+    half: Literal["", "fp16", "bf16"] = "",
 ) -> list[Contender]:
     """Return each artifact in its runtime, as a user opens it.
 
@@ -108,8 +113,8 @@ def _ways_of_artifact(one: Contender) -> list[Contender]:
     """Return an artifact as it is run by default, and on a GPU in the ways that may be faster."""
     found, on_gpu = [one], one.device.startswith("cuda")
     if one.artifact.suffix.lower() == ".onnx" and on_gpu:
-        graph = OrtOptions(cuda_graph=True)
-        ways = {"CUDA graph": graph, "CUDA graph, NHWC": replace(graph, prefer_nhwc=True)}
+        # Not both: with NHWC, ONNX Runtime leaves nodes to the CPU and refuses to record.
+        ways = {"CUDA graph": OrtOptions(cuda_graph=True), "NHWC": OrtOptions(prefer_nhwc=True)}
         found += [replace(one, name=f"{one.name}, {k}", options=v) for k, v in ways.items()]
     if on_gpu:
         last = (

@@ -9,7 +9,9 @@ competes, too: the same half graph, recorded as a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +49,7 @@ def ways_of_torch(checkpoint: Contender, *, compiled: bool) -> list[Contender]:
         half = "fp16"
         ours = replace(
             way("CUDA graph fp16", half, ""),
-            options=TorchOptions(precision=half),
+            options=TorchOptions(precision="fp16"),
         )
         found = [
             way("reference", "tf32", "reference"),  # PyTorch's default for convolutions
@@ -116,19 +118,44 @@ def device_arrays(
 
 
 def _in_precision(one: Contender, call: Call) -> Call:
-    """Return the call with the contender's switches and without gradients.
-
-    Each call sets what it needs and puts it back: these switches belong to the process, and the
-    contenders take turns in it.
-    """
-    tf32 = one.precision == "tf32"
+    """Return the call with the contender's switches and without gradients."""
+    switches = _Switches(tf32=one.precision == "tf32")
 
     def run() -> object:
-        cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32)
-        with torch.inference_mode(), cudnn:
+        with torch.inference_mode(), switches.set():
             return call()
 
     return run
+
+
+class _Switches:
+    """What cuDNN is told for one contender's calls, which may overlap, and is put back behind them.
+
+    The switches belong to the process. Contenders take turns in it, so the first of the calls at
+    the same time sets them, and the last puts back what was there before.
+    """
+
+    def __init__(self, *, tf32: bool) -> None:
+        self._tf32 = tf32
+        self._lock = threading.Lock()
+        self._calls = 0
+
+    @contextmanager
+    def set(self) -> Iterator[None]:
+        """Compute so for a block."""
+        with self._lock:
+            if self._calls == 0:
+                cudnn = torch.backends.cudnn
+                self._flags = cudnn.flags(enabled=True, benchmark=True, allow_tf32=self._tf32)
+                self._flags.__enter__()
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    self._flags.__exit__(None, None, None)
 
 
 def _reference(

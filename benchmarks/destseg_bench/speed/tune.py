@@ -223,11 +223,7 @@ def _tell(report: Advance, stage: str, done: int, total: int, name: str) -> None
 
 def _answers(runtime: Runtime, frames: NDArray[np.uint8]) -> Prediction:
     """Score frames one at a time: every artifact takes such a batch."""
-    found = [runtime.infer(frames[i : i + 1]) for i in range(len(frames))]
-    return Prediction(
-        np.concatenate([one.anomaly_map for one in found]),
-        np.concatenate([one.score for one in found]),
-    )
+    return Prediction.concatenate([runtime.infer(frames[i : i + 1]) for i in range(len(frames))])
 
 
 def _fastest(seconds: dict[Choice, list[float]]) -> Choice:

@@ -14,7 +14,7 @@ from destseg_bench.systems.frames import TrainingFrames
 from destseg_bench.systems.system import Facts, Stage, System, Task
 from destseg_bench.systems.training import Descent
 from destseg_bench.systems.weights import load_pretrained
-from destseg_deploy.models.resnet import ResNet18
+from destseg_deploy.models.resnet import ResNet18, init_residual
 
 BATCH = 32
 EPOCHS = 100
@@ -39,8 +39,10 @@ class Stpm(System):
     def __init__(self, task: Task) -> None:
         """Make the networks; errors are ``load_pretrained``'s."""
         super().__init__(task)
-        self.student = ResNet18(layers=3).to(task.device).eval()
-        self.teacher = ResNet18(layers=3)
+        self.student, self.teacher = ResNet18(layers=3), ResNet18(layers=3)
+        for network in (self.student, self.teacher):  # as torchvision's, which the code takes
+            init_residual(network, zero_last=False)
+        self.student = self.student.to(task.device).eval()
         self.weights = load_pretrained(self.teacher, task, "resnet18")
         self.teacher = self.teacher.to(task.device).eval().requires_grad_(False)
 

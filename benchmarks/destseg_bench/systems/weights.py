@@ -13,7 +13,7 @@ import torch
 from destseg_bench.systems.system import Task
 from destseg_deploy.errors import WeightsError
 from destseg_deploy.files import sha256
-from destseg_deploy.models.resnet import ResNet18
+from destseg_deploy.models.resnet import ResNet18, init_residual
 from destseg_deploy.models.weights import TEACHER_FILE, fetch_pinned, read_state_dict
 
 URL = "https://download.pytorch.org/models/"
@@ -47,13 +47,15 @@ def load_pretrained(network: torch.nn.Module, task: Task, name: str) -> str:
 def load_resnet18(task: Task) -> tuple[ResNet18, str]:
     """Return a ResNet18, as many layers of it as the weights have, and where they came from.
 
-    Files of a DeSTSeg teacher end at ``layer3``: the network then ends there, too.
+    Files of a DeSTSeg teacher end at ``layer3``: the network then ends there, too. Random weights
+    are drawn as torchvision draws them.
 
     Raises:
         WeightsError: If weights cannot be had, or are of another network.
     """
     try:
         network = ResNet18()
+        init_residual(network, zero_last=False)
         return network, load_pretrained(network, task, "resnet18")
     except WeightsError:
         network = ResNet18(layers=3)

@@ -55,9 +55,9 @@ namespace Destseg
             if (pixels == null) throw new ArgumentNullException("pixels");
             if (stride < 0)
                 throw new ArgumentOutOfRangeException("stride", stride, "expected 0 or more");
-            long row = (long)width * BytesPerPixel(format);
-            long rows = (long)height * (format == PixelFormat.Rgb8Planar ? 3 : 1);
-            long needed = (rows - 1) * (stride == 0 ? row : stride) + row;
+            decimal row = (decimal)width * BytesPerPixel(format); // long does not hold what follows
+            decimal rows = (decimal)height * (format == PixelFormat.Rgb8Planar ? 3 : 1);
+            decimal needed = (rows - 1) * (stride == 0 ? row : stride) + row;
             long there = Buffer.ByteLength(pixels);
             if (height > 0 && width > 0 && there < needed)
                 throw new ArgumentException(
@@ -72,9 +72,12 @@ namespace Destseg
         public int Y { get; private set; }
 
         /// <summary>A view of a part, without a copy. Its defects are in the whole frame's pixels.</summary>
+        /// <exception cref="ArgumentException">The frame is at no address.</exception>
         /// <exception cref="DestsegException">It does not lie inside.</exception>
         public Frame Crop(int x, int y, int width, int height)
         {
+            if (array == null && pointer == IntPtr.Zero)
+                throw new ArgumentException("frame: pixels is null. Pass its memory.");
             var whole = new NativeFrame {
                 StructSize = (uint)Marshal.SizeOf(typeof(NativeFrame)), Format = (int)Format,
                 Pixels = (IntPtr)Origin, Stride = Stride, Height = Height, Width = Width,

@@ -36,7 +36,8 @@ namespace Destseg
         /// <summary>Names of the back ends that were built in.</summary>
         public static string Backends { get { return Text(Native.destseg_backends()); } }
 
-        /// <summary>Whether frames of any size are taken, and resized with the training's kernel.</summary>
+        /// <summary>Whether frames of any size up to 65536 pixels on each side are taken, and resized with
+        /// the training's kernel.</summary>
         public bool AnySize { get { return sizes.Info.AnySize != 0; } }
         /// <summary>Height of the input, in pixels.</summary>
         public int Height { get { return sizes.Info.Height; } }
@@ -164,7 +165,8 @@ namespace Destseg
         public float[] MapAtFrame(float[] map, int height, int width)
         {
             CheckMap(map);
-            var target = new float[Math.Max(0L, (long)height * width)];
+            bool sane = height > 0 && width > 0 && height <= 65536 && width <= 65536;
+            var target = new float[sane ? (long)height * width : 0]; // else the call says what is wrong
             Run(Native.destseg_map_at_frame(
                 Live, map, height, width, target, (UIntPtr)(ulong)target.LongLength));
             return target;

@@ -9,6 +9,7 @@ namespace Inspect
     {
         internal static Frame Read(string path)
         {
+            if (Directory.Exists(path)) throw new IOException(path + ": is a folder; pass an image");
             byte[] file = File.ReadAllBytes(path);
             bool bmp = file.Length > 1 && file[0] == 'B' && file[1] == 'M';
             return bmp ? Bmp(path, file) : Pnm(path, file);

@@ -167,12 +167,13 @@ void tickets(FuzzedDataProvider &fuzz, destseg_predictor *predictor, const dests
   for (const std::uint64_t number : numbers) {
     const std::size_t room = fuzz.ConsumeIntegralInRange<std::size_t>(0, floats);
     std::unique_ptr<float[]> maps(new float[any ? room : floats]);
-    destseg_result result{};
-    result.struct_size = sizeof result;
-    const destseg_status status =
-        destseg_wait(predictor, number, any ? fuzz.ConsumeIntegralInRange(0, 2) : -1,
-                     any ? fuzz.ConsumeIntegralInRange(-1, 3) : 1, &result, maps.get(),
-                     any ? room : floats);
+    const int timeout_ms = any ? fuzz.ConsumeIntegralInRange(0, 2) : -1;
+    const int count = any ? fuzz.ConsumeIntegralInRange(-1, 3) : 1;
+    std::vector<destseg_result> results(static_cast<std::size_t>(std::max(count, 1)));
+    results.shrink_to_fit();
+    results[0].struct_size = sizeof(destseg_result);
+    const destseg_status status = destseg_wait(predictor, number, timeout_ms, count, results.data(),
+                                               maps.get(), any ? room : floats);
     if (status == DESTSEG_ERROR_INTERNAL) std::abort();
     if (status == DESTSEG_OK && any && room < floats) std::abort();
   }

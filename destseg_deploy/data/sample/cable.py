@@ -32,7 +32,7 @@ _GOLDEN_ANGLE = 2.39996  # radians
 _INSULATION: tuple[Rgb, ...] = ((0.21, 0.47, 0.27), (0.19, 0.33, 0.61), (0.47, 0.34, 0.26))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wire:
     """One insulated wire, in part coordinates."""
 
@@ -42,7 +42,7 @@ class Wire:
     strands: Floats  # (S, 7): x, y, radius, brightness, tilt x, tilt y, glint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mark:
     """A painted area (`width` 0) or stroke on top of the part; lengths in part coordinates."""
 
@@ -54,7 +54,7 @@ class Mark:
     patchy: float = 0.0  # share of the opacity that follows the surface texture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """A cable. Wires, then marks, are drawn in their order: the last one lies on top."""
 
@@ -63,7 +63,7 @@ class Part:
     marks: tuple[Mark, ...] = ()  # a normal part has none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """Camera, light and surface: all that a normal and a defective picture share."""
 
@@ -183,7 +183,7 @@ def make_scene(rng: np.random.Generator, size: int) -> Scene:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Disc:
     """A disc on the canvas, cropped to its surroundings of (h, w) canvas pixels."""
 

@@ -20,7 +20,7 @@ KEPT = 16
 """Axes kept on the GPU. A size of frame needs two, so eight sizes may take turns."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bands:
     """How one axis is resized.
 
@@ -108,14 +108,11 @@ class GpuBands:
 class BandCache:
     """The axes used last, on the GPU, for work on one stream."""
 
-    def __init__(
-        self, make: Callable[[int, int], Bands], gpu: Gpu, stream: Stream, kept: int = KEPT
-    ) -> None:
-        """Hold at most ``kept`` axes of ``make(source, target)``, at least the two of one frame."""
+    def __init__(self, make: Callable[[int, int], Bands], gpu: Gpu, stream: Stream) -> None:
+        """Hold at most ``KEPT`` axes of ``make(source, target)``."""
         self._make = make
         self._gpu = gpu
         self._stream = stream
-        self._kept = max(kept, 2)
         self._axes: OrderedDict[tuple[int, int], GpuBands] = OrderedDict()
 
     def get(self, source: int, target: int) -> GpuBands:
@@ -131,14 +128,10 @@ class BandCache:
         if key not in self._axes:
             self._axes[key] = GpuBands(self._make(*key), self._gpu, self._stream)
             # The upload has waited for the stream, so nothing there reads the oldest any more.
-            while len(self._axes) > self._kept:
+            while len(self._axes) > KEPT:
                 self._axes.popitem(last=False)[1].close()
         self._axes.move_to_end(key)
         return self._axes[key]
-
-    def __len__(self) -> int:
-        """Return how many axes are held."""
-        return len(self._axes)
 
     def close(self) -> None:
         """Free all; the GPU must have finished with them."""

@@ -54,6 +54,7 @@ class DriverGpu:
         self.sm = self.driver.sm(self._ordinal)
         self._context: int | None = self.driver.get("cuDevicePrimaryCtxRetain", self._ordinal)
         self.calls = ContextCalls(self.driver, self.current)
+        self._images: dict[tuple[str, tuple[str, ...]], bytes] = {}
 
     @property
     def context(self) -> int:
@@ -90,14 +91,16 @@ class DriverGpu:
         """See ``Gpu.foreign_stream``."""
         return DriverStream(self.calls, handle)
 
-    def event(self, *, timing: bool = False) -> Event:
+    def event(self) -> Event:
         """See ``Gpu.event``."""
-        return DriverEvent(self.calls, timing=timing)
+        return DriverEvent(self.calls)
 
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Kernel:
         """See ``Gpu.compile``."""
-        image = Nvrtc.open().compile(source, self.sm, options)
-        return DriverKernel(self.calls, image, name)
+        key = source, tuple(options)
+        if key not in self._images:  # an image holds all functions of its source
+            self._images[key] = Nvrtc.open().compile(source, self.sm, options)
+        return DriverKernel(self.calls, self._images[key], name)
 
     def holds(self, pointer: int) -> bool:
         """See ``Gpu.holds``."""

@@ -30,11 +30,13 @@ POINTER_MEMORY_TYPE, POINTER_DEVICE = 2, 9
 """Numbers of a pointer's attributes."""
 DEVICE_MEMORY = 2
 """What ``POINTER_MEMORY_TYPE`` says of memory that lies on a GPU."""
+THREAD_LOCAL = 1
+"""Of a capture: what other threads do at the same time spoils nothing. Of a thread: captures of
+other threads forbid it nothing."""
 
 SIGNATURES = {
     "cuMemcpyHtoDAsync_v2": "pPnp",
     "cuMemcpyDtoHAsync_v2": "Ppnp",
-    "cuMemcpyDtoDAsync_v2": "ppnp",
     "cuMemFree_v2": "p",
     "cuMemFreeHost": "p",
     "cuStreamSynchronize": "p",
@@ -45,7 +47,6 @@ SIGNATURES = {
     "cuEventRecord": "pp",
     "cuEventSynchronize": "p",
     "cuEventDestroy_v2": "p",
-    "cuEventElapsedTime": "Ppp",
     "cuGraphInstantiateWithFlags": "PpL",
     "cuGraphDestroy": "p",
     "cuGraphLaunch": "pp",
@@ -63,6 +64,7 @@ SIGNATURES = {
     "cuEventCreate": "Pi",
     "cuDevicePrimaryCtxRetain": "Pi",
     "cuDevicePrimaryCtxRelease_v2": "i",
+    "cuThreadExchangeStreamCaptureMode": "P",
 }
 """Function -> one letter per argument, see ``TYPES``; handles would be cut to 32 bits without."""
 
@@ -150,12 +152,28 @@ class Driver:
 
     @contextmanager
     def within(self, context: int) -> Iterator[None]:
-        """Make a context current for a block, then give the thread back its own."""
+        """Make a context current for a block, then give the thread back its own.
+
+        ONNX Runtime records its graphs so that other threads must neither allocate, free nor wait
+        meanwhile, or the recording is lost. What is done here is no part of it, so this thread
+        leaves captures of others alone for the block.
+        """
         self.call("cuCtxPushCurrent_v2", context)
+        try:
+            with self._ignoring_captures():
+                yield
+        finally:
+            self.get("cuCtxPopCurrent_v2")
+
+    @contextmanager
+    def _ignoring_captures(self) -> Iterator[None]:
+        mode = ctypes.c_int(THREAD_LOCAL)
+        exchange = "cuThreadExchangeStreamCaptureMode", ctypes.byref(mode)
+        self.call(*exchange)  # from here on ``mode`` is what the thread had before
         try:
             yield
         finally:
-            self.get("cuCtxPopCurrent_v2")
+            self.call(*exchange)
 
     def _function(self, name: str) -> Any:
         try:

@@ -47,9 +47,6 @@ class Event(Protocol):
     def synchronize(self) -> None:
         """Wait until the moment has come."""
 
-    def milliseconds_since(self, earlier: Event) -> float:
-        """Return the time between two recorded moments; both must have come."""
-
     def close(self) -> None:
         """Free it."""
 
@@ -79,9 +76,6 @@ class Stream(Protocol):
 
     def copy_out(self, target: NDArray[np.uint8], pointer: int) -> None:
         """Copy from the GPU into a contiguous pinned array of bytes."""
-
-    def copy(self, target: int, source: int, size: int) -> None:
-        """Copy bytes within the GPU."""
 
     def launch(
         self,
@@ -137,6 +131,7 @@ class Gpu(Protocol):
     def current(self) -> AbstractContextManager[None]:
         """Make the context current for a block, then give the thread back its own.
 
+        For the block, graphs that other threads record restrict this thread in nothing.
         Every method here and of what is made here does this itself; TensorRT's calls do not.
         """
 
@@ -156,8 +151,8 @@ class Gpu(Protocol):
     def foreign_stream(self, handle: int) -> Stream:
         """Return a stream that someone else made, a ``cudaStream_t``; it is never freed here."""
 
-    def event(self, *, timing: bool = False) -> Event:
-        """Return a new event; only one with ``timing`` tells milliseconds."""
+    def event(self) -> Event:
+        """Return a new event."""
 
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Kernel:
         """Compile CUDA C++ with NVRTC and return its ``extern "C"`` function of that name.

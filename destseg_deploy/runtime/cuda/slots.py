@@ -11,6 +11,7 @@ way through ``frames.SlotFrames`` into the same input.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict, deque
@@ -29,6 +30,8 @@ from destseg_deploy.runtime.cuda.arrays import ALIGNMENT
 from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Stream
 from destseg_deploy.runtime.tracebacks import letting_go
 from destseg_deploy.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 KEPT_GRAPHS = 4
 """Graphs kept for callers' own addresses: a camera's ring of a few buffers."""
@@ -97,6 +100,21 @@ class Network(Protocol):
 
     def close(self) -> None:
         """Release it, after all plans; the GPU is current."""
+
+
+class GraphPolicy:
+    """Whether CUDA graphs are recorded, and why one could not be."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        """Start without a refusal."""
+        self.wanted = wanted
+        self.refusal: str | None = None
+
+    def refuse(self, reason: str) -> None:
+        """Keep the first reason and log it once; plain launches give the same answers, slower."""
+        if self.refusal is None:
+            self.refusal = reason
+            logger.warning("CUDA graphs are not used, which costs some latency: %s", reason)
 
 
 class Slot:

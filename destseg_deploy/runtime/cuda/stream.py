@@ -15,15 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.errors import BackendError, ShapeError
-from destseg_deploy.runtime.cuda.driver import Driver
+from destseg_deploy.runtime.cuda.driver import THREAD_LOCAL, Driver
 from destseg_deploy.runtime.cuda.protocols import Event, Graph, Kernel
 
 NON_BLOCKING = 1
 """Flag of a stream: it does not wait for the default stream, nor that for it."""
 NO_TIMING = 2
 """Flag of an event: it is cheaper and tells no time."""
-THREAD_LOCAL = 1
-"""Mode of a capture: what other threads do at the same time, such as allocate, spoils nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +72,13 @@ class Handle:
 class DriverEvent(Handle):
     """See ``Event``."""
 
-    def __init__(self, calls: ContextCalls, *, timing: bool) -> None:
+    def __init__(self, calls: ContextCalls) -> None:
         """Make one."""
-        handle = calls.get("cuEventCreate", 0 if timing else NO_TIMING)
-        super().__init__(calls, handle, "cuEventDestroy_v2")
+        super().__init__(calls, calls.get("cuEventCreate", NO_TIMING), "cuEventDestroy_v2")
 
     def synchronize(self) -> None:
         """See ``Event.synchronize``."""
         self.calls.call("cuEventSynchronize", self.value)
-
-    def milliseconds_since(self, earlier: Event) -> float:
-        """See ``Event.milliseconds_since``."""
-        assert isinstance(earlier, DriverEvent)
-        found = ctypes.c_float()
-        self.calls.call("cuEventElapsedTime", ctypes.byref(found), earlier.value, self.value)
-        return found.value
 
 
 class DriverGraph(Handle):
@@ -137,10 +127,6 @@ class DriverStream:
         """See ``Stream.copy_out``."""
         address = _address(target)
         self._calls.call("cuMemcpyDtoHAsync_v2", address, pointer, target.nbytes, self.handle)
-
-    def copy(self, target: int, source: int, size: int) -> None:
-        """See ``Stream.copy``."""
-        self._calls.call("cuMemcpyDtoDAsync_v2", target, source, size, self.handle)
 
     def launch(
         self,

@@ -37,6 +37,8 @@ class TorchGpu(DriverGpu):
     def _take(self, size: int) -> Memory:
         device = torch.device("cuda", self.index)
         tensor = torch.empty(size, dtype=torch.uint8, device=device)
+        # torch may give what kernels on its stream still use; our streams do not wait for that one.
+        torch.cuda.current_stream(device).synchronize()
         held = [tensor]  # torch frees a tensor with its last name
         return Memory(tensor.data_ptr(), size, held.clear)
 

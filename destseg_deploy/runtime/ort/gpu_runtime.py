@@ -15,9 +15,7 @@ from destseg_deploy.runtime.cuda.runtime import GpuRuntime
 from destseg_deploy.runtime.ort.bindings import OrtNetwork
 from destseg_deploy.runtime.ort.session import (
     check_artifact,
-    count_nodes,
     open_session,
-    placed_nodes,
 )
 
 SLOTS = 2
@@ -28,10 +26,8 @@ stream, so more would only take memory."""
 class OrtGpuRuntime(GpuRuntime):
     """An exported graph in ONNX Runtime, on exactly the provider that was asked for.
 
-    Attributes:
-        placement: Provider -> operators that it runs; None where ONNX Runtime is too old to tell.
-            Beside TensorRT, CUDA may run what TensorRT cannot, but no convolution; the CPU only
-            computes shapes.
+    Beside TensorRT, CUDA may run what TensorRT cannot, but no convolution; the CPU only computes
+    shapes.
     """
 
     def __init__(
@@ -57,6 +53,5 @@ class OrtGpuRuntime(GpuRuntime):
             compute = gpu.stream()
             owned.callback(compute.close)
             session = open_session(ort, path, spec, device, options, stream=compute.handle)
-            self.placement = count_nodes(placed_nodes(session))
             network = OrtNetwork(ort, session, spec, gpu, compute, graphs=options.cuda_graph)
             super().__init__(network, gpu, SLOTS, owned.pop_all())

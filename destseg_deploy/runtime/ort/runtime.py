@@ -22,10 +22,8 @@ from destseg_deploy.runtime.cuda.slots import Addresses
 from destseg_deploy.runtime.ort.session import (
     bind,
     check_artifact,
-    count_nodes,
     one_line,
     open_session,
-    placed_nodes,
 )
 
 
@@ -34,7 +32,6 @@ class OrtRuntime:
 
     Attributes:
         spec: The artifact's contract.
-        placement: Provider -> operators that it runs; None where ONNX Runtime is too old to tell.
     """
 
     def __init__(self, path: Path, device: Device = CPU, options: OrtOptions | None = None) -> None:
@@ -55,7 +52,6 @@ class OrtRuntime:
         ort, self.spec = check_artifact(path, device, options)
         self._session: Any = open_session(ort, path, self.spec, device, options)
         self._keep = kept_by_children(self, self._session)
-        self.placement = count_nodes(placed_nodes(self._session))
 
     def infer(self, images: NDArray[np.uint8]) -> Prediction:
         """Score images; see ``Runtime.infer``."""

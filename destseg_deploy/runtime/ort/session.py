@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -261,11 +260,6 @@ def placed_nodes(session: Any) -> list[Node] | None:
         for part in session.get_provider_graph_assignment_info()
         for node in part.get_nodes()
     ]
-
-
-def count_nodes(nodes: Sequence[Node] | None) -> dict[str, int] | None:
-    """Return how many operators each provider runs."""
-    return None if nodes is None else dict(Counter(node.provider for node in nodes))
 
 
 def check_placement(path: Path, device: Device, wanted: str, nodes: Sequence[Node] | None) -> None:

@@ -29,7 +29,7 @@ from destseg_deploy.runtime.base import Runtime
 from destseg_deploy.runtime.cuda.device import open_device
 from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Stream
 from destseg_deploy.runtime.cuda.runtime import GpuRuntime
-from destseg_deploy.runtime.cuda.slots import Addresses
+from destseg_deploy.runtime.cuda.slots import Addresses, GraphPolicy
 from destseg_deploy.runtime.parity import check_runtime, parity_frames
 from destseg_deploy.runtime.torch_gpu.layers import GpuLayers
 from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, open_checkpoint, switched
@@ -61,7 +61,11 @@ class Place(Protocol):
         """Queue work on a stream."""
 
     def record(self, stream: Stream, work: Work) -> tuple[Work, Work]:
-        """Record work; return what replays it on the stream, and what frees it."""
+        """Record work; return what replays it on the stream, and what frees it.
+
+        Raises:
+            BackendError: If it cannot be recorded; the stream then takes plain work again.
+        """
 
 
 class TorchNetwork:
@@ -75,12 +79,17 @@ class TorchNetwork:
     ) -> None:
         """Take a network that lies where it runs."""
         self.spec = spec
-        self.graphs = options.cuda_graph
+        self.policy = GraphPolicy(wanted=options.cuda_graph)
         self.place = place
         self._graph: InferenceGraph | None = graph
         self._tf32 = options.tf32
         # torch's switches belong to the process, and two captures must not overlap.
         self._turn = threading.Lock()
+
+    @property
+    def graphs(self) -> bool:
+        """See ``Network.graphs``."""
+        return self.policy.wanted
 
     def plan(
         self, batch: int, stream: Stream, scratch: Buffer | None, *, recorded: bool
@@ -110,7 +119,11 @@ class TorchNetwork:
             self.place.run(stream, work)
 
     def record(self, stream: Stream, work: Work) -> tuple[Work, Work]:
-        """Record work after running it, since first calls allocate and choose algorithms."""
+        """Record work after running it, since first calls allocate and choose algorithms.
+
+        Raises:
+            BackendError: As ``Place.record``.
+        """
         with self._turn, switched(self.place.device, tf32=self._tf32, benchmark=True):
             for _ in range(WARMUP):
                 self.place.run(stream, work)
@@ -123,7 +136,10 @@ class TorchNetwork:
 
 
 class TorchPlan:
-    """See ``Plan``; a recorded one records at its first launch, when it knows its addresses."""
+    """See ``Plan``; a recorded one records at its first launch, when it knows its addresses.
+
+    Where that is refused once, all plans of the network are run plainly from then on.
+    """
 
     def __init__(
         self, network: TorchNetwork, batch: int, stream: Stream, *, recorded: bool
@@ -140,11 +156,18 @@ class TorchPlan:
         """See ``Plan.launch``."""
         if self._replay is None:
             work = self._network.work(self._batch, addresses)
-            if not self._recorded:
+            if self._recorded and self._network.policy.refusal is None:
+                self._record(work)
+            if self._replay is None:
                 self._network.queue(self._stream, work)
                 return
-            self._replay, self._free = self._network.record(self._stream, work)
         self._replay()
+
+    def _record(self, work: Work) -> None:
+        try:
+            self._replay, self._free = self._network.record(self._stream, work)
+        except BackendError as error:
+            self._network.policy.refuse(str(error))
 
     def close(self) -> None:
         """Free the graph."""
@@ -197,8 +220,14 @@ class CudaPlace:
         """See ``Place.record``."""
         queue, graph = self._stream(stream), torch.cuda.CUDAGraph()
         # thread_local: what other threads allocate at the same time does not spoil the recording.
-        with torch.cuda.graph(graph, stream=queue, capture_error_mode="thread_local"):
-            work()
+        recording = torch.cuda.graph(graph, stream=queue, capture_error_mode="thread_local")
+        try:
+            # Where its end fails, a recording keeps the stream current; the outer block does not.
+            with torch.cuda.stream(queue), recording:
+                work()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BackendError(f"PyTorch cannot record the network ({reason}).") from None
 
         def replay() -> None:
             with torch.cuda.stream(queue):

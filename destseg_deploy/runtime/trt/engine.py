@@ -8,7 +8,6 @@ share their scratch memory.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 
 from destseg_deploy.errors import BackendError, SpecError
 from destseg_deploy.runtime.cuda.protocols import Buffer, Gpu, Graph, Stream
-from destseg_deploy.runtime.cuda.slots import Addresses
+from destseg_deploy.runtime.cuda.slots import Addresses, GraphPolicy
 from destseg_deploy.runtime.trt.library import library_version, make_messages
 from destseg_deploy.runtime.trt.record import (
     Machine,
@@ -26,8 +25,6 @@ from destseg_deploy.runtime.trt.record import (
     rebuild_command,
 )
 from destseg_deploy.spec import EngineRecord, ModelSpec
-
-logger = logging.getLogger(__name__)
 
 MINIMUM_SCRATCH = 256
 """Bytes asked for where an engine needs none, so that there is always an address."""
@@ -263,21 +260,6 @@ def _describe(tensors: Mapping[str, tuple[str, Any, tuple[int, ...]]]) -> str:
         f"{name} ({mode.lower()} {dtype.name} N{''.join(f'x{n}' for n in shape)})"
         for name, (mode, dtype, shape) in sorted(tensors.items())
     )
-
-
-class GraphPolicy:
-    """Whether CUDA graphs are recorded, and why one could not be."""
-
-    def __init__(self, *, wanted: bool) -> None:
-        """Start without a refusal."""
-        self.wanted = wanted
-        self.refusal: str | None = None
-
-    def refuse(self, reason: str) -> None:
-        """Keep the first reason and log it once; plain launches give the same answers, slower."""
-        if self.refusal is None:
-            self.refusal = reason
-            logger.warning("CUDA graphs are not used, which costs some latency: %s", reason)
 
 
 class TrtPlan:

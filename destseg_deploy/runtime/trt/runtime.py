@@ -9,7 +9,8 @@ from destseg_deploy.device import CUDA, Device
 from destseg_deploy.options import TensorRtOptions
 from destseg_deploy.runtime.cuda.device import open_device
 from destseg_deploy.runtime.cuda.runtime import GpuRuntime
-from destseg_deploy.runtime.trt.engine import GraphPolicy, TrtEngine, check_file, check_machine
+from destseg_deploy.runtime.cuda.slots import GraphPolicy
+from destseg_deploy.runtime.trt.engine import TrtEngine, check_file, check_machine
 from destseg_deploy.runtime.trt.library import load_library
 
 
@@ -29,7 +30,7 @@ class TrtRuntime(GpuRuntime):
             path: The ``.engine`` file; its spec lies beside it.
             device: A CUDA GPU.
             options: See ``TensorRtOptions``; defaults unless given. Where CUDA graphs cannot be
-                recorded, ``graph_refusal`` says why and the engine runs without.
+                recorded, a warning says why and the engine runs without.
 
         Raises:
             SpecError: If the spec is missing or another file's, or the engine was made for another
@@ -39,15 +40,10 @@ class TrtRuntime(GpuRuntime):
         options = options or TensorRtOptions()
         spec, record = check_file(path)
         library = load_library(record.builder)
-        self._policy = GraphPolicy(wanted=options.cuda_graph)
+        policy = GraphPolicy(wanted=options.cuda_graph)
         with ExitStack() as owned:
             gpu = open_device(device, binding=options.binding)
             owned.callback(gpu.close)
             check_machine(spec, library, gpu)
-            engine = TrtEngine(library, path.read_bytes(), spec, gpu, self._policy)
+            engine = TrtEngine(library, path.read_bytes(), spec, gpu, policy)
             super().__init__(engine, gpu, options.contexts, owned.pop_all())
-
-    @property
-    def graph_refusal(self) -> str | None:
-        """Why no CUDA graphs are used although they were wanted; None if they are."""
-        return self._policy.refusal

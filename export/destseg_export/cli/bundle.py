@@ -7,9 +7,21 @@ from pathlib import Path
 import click
 
 from destseg_deploy.cli.console import OneLineErrors, say
-from destseg_deploy.cli.options import ARTIFACT, VERSION
-from destseg_export.cli.options import FILE, FOLDER
+from destseg_deploy.cli.options import ARTIFACT, FILE, FOLDER, VERSION
+from destseg_deploy.errors import ExportError
 from destseg_export.cli.printing import report
+
+
+def _known_python(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the version of a Python, or refuse it as a usage error."""
+    from destseg_export.bundle import check_python
+
+    try:
+        if value is not None:
+            check_python(value)
+    except ExportError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
 
 
 @click.command(cls=OneLineErrors)
@@ -24,6 +36,7 @@ from destseg_export.cli.printing import report
 @click.option(
     "--python-version",
     metavar="3.N",
+    callback=_known_python,
     help="Of the Python on the line PC.  [default: the one that runs this]",
 )
 @click.option(

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from destseg_deploy.cli.console import OneLineErrors, say
-from destseg_deploy.cli.options import VERSION
-from destseg_export.cli.options import FILE, FOLDER
+from destseg_deploy.cli.options import FILE, FOLDER, VERSION
 from destseg_export.cli.printing import report
 
 

@@ -9,12 +9,10 @@ import click
 
 from destseg_deploy.cli.console import OneLineErrors, say
 from destseg_deploy.cli.data_options import DATASET
-from destseg_deploy.cli.options import VERSION, bit_depth_option
+from destseg_deploy.cli.options import FILE, FOLDER, VERSION, bit_depth_option
 from destseg_deploy.spec import QuantizationRecord
 from destseg_export.cli.options import (
     CALIBRATION_IMAGES,
-    FILE,
-    FOLDER,
     GOOD,
     INT8_SCHEMES,
     PARTS,
@@ -52,8 +50,8 @@ def fuse_command(
 ) -> None:
     """Fuse an fp32 SOURCE into one with the same answers that costs a sixth less.
 
-    Prints what each fusion changed and why it left a node. When an answer moves by more than
-    float32 rounding, nothing is written and the status is 1.
+    Prints what each fusion changed, and why a node was not changed. When an answer moves by more
+    than float32 rounding, nothing is written and the status is 1.
     """
     from destseg_export.fusions.apply import (
         DEFAULT,
@@ -157,7 +155,7 @@ def quantize_command(
     if spec.threshold is not None:
         say(
             f"threshold   {spec.threshold.score:.4f}, set for fp32; int8 moves scores. "
-            f"Set it anew: destseg-threshold {target} --normal FOLDER"
+            f"Set it anew: destseg-threshold {target} --good FOLDER"
         )
 
 

@@ -8,11 +8,9 @@ from typing import Any
 import click
 
 from destseg_deploy.cli.console import OneLineErrorsGroup, say
-from destseg_deploy.cli.options import VERSION
+from destseg_deploy.cli.options import FILE, FOLDER, VERSION
 from destseg_deploy.spec import BatchRange, RegionSpec
 from destseg_export.cli.options import (
-    FILE,
-    FOLDER,
     batch,
     build_options,
     checked,

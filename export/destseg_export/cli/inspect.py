@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 
 from destseg_deploy.cli.console import OneLineErrors, say
-from destseg_deploy.cli.options import VERSION
+from destseg_deploy.cli.options import FILE, VERSION
 from destseg_deploy.errors import SpecError
 from destseg_deploy.spec import EngineRecord, ModelSpec
-from destseg_export.cli.options import FILE
 from destseg_export.cli.printing import engine_lines, parity_line
 from destseg_export.engine.header import read_header
 

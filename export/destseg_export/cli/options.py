@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import click
 
 from destseg_deploy.cli.data_options import DATASET
-from destseg_deploy.cli.named_path import NamedPath
 from destseg_deploy.cli.options import (
+    FOLDER,
     bit_depth_option,
     given,
     given_flag,
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 Values = ParamSpec("Values")
 Made = TypeVar("Made")
-FILE = NamedPath(path_type=Path, dir_okay=False)
-FOLDER = NamedPath(path_type=Path, file_okay=False)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -111,7 +109,7 @@ SCHEME = click.option(
     type=click.Choice(list(INT8_SCHEMES)),
     default="cpu",
     show_default=True,
-    help="Who runs it: x86 multiplies uint8 by int8, TensorRT takes symmetric int8.",
+    help="Where the file runs: on a CPU or in TensorRT. Their INT8 formats differ.",
 )
 PARTS = click.option(
     "--part",

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from destseg_deploy.cli.console import OneLineErrors
-from destseg_deploy.cli.options import VERSION
-from destseg_export.cli.options import FILE, GPU, verification, verified
+from destseg_deploy.cli.options import FILE, VERSION
+from destseg_export.cli.options import GPU, verification, verified
 from destseg_export.cli.printing import report, tell
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from destseg_deploy.cli.console import OneLineErrors, say
-from destseg_deploy.cli.options import ARTIFACT, VERSION, given, options_of
-from destseg_export.cli.options import FOLDER
+from destseg_deploy.cli.options import ARTIFACT, FOLDER, VERSION, given, options_of
 from destseg_export.serving import Serving
 
 

@@ -10,12 +10,10 @@ import click
 
 from destseg_deploy.cli.console import OneLineErrors, progress, say
 from destseg_deploy.cli.data_options import DATASET
-from destseg_deploy.cli.options import VERSION, bit_depth_option
+from destseg_deploy.cli.options import FILE, FOLDER, VERSION, bit_depth_option
 from destseg_deploy.spec import ModelSpec
 from destseg_export.cli.options import (
     CALIBRATION_IMAGES,
-    FILE,
-    FOLDER,
     GOOD,
     INT8_SCHEMES,
     OUTPUT,

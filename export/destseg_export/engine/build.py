@@ -302,7 +302,17 @@ def key_of(
     flags: tuple[str, ...],
 ) -> str:
     """Return the key of these entries; see ``EngineRecord`` for their form."""
-    entries = {**locals(), "recipe": RECIPE}
+    entries = {
+        "onnx_sha256": onnx_sha256,
+        "precision": precision,
+        "profile": profile,
+        "builder": builder,
+        "version": version,
+        "gpu": gpu,
+        "targets": targets,
+        "flags": flags,
+        "recipe": RECIPE,
+    }
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,6 +16,8 @@ from destseg_export.engine.site import AUTO, read_targets
 class BuildOptions(Checked):
     """For which GPUs an engine is built, and with what."""
 
+    error = ExportError
+
     builder: str = option(
         AUTO,
         "TensorRT builds for the GPU it runs on, TensorRT-RTX also for others.",
@@ -58,8 +60,8 @@ class BuildOptions(Checked):
         """Refuse values out of range, and write the targets as ``sm_86``, sorted, each once.
 
         Raises:
-            BackendError: If a value is not among its choices or is too small.
-            ExportError: If a target is no compute capability, or the device is not an NVIDIA GPU.
+            BackendError: If the device is none.
+            ExportError: If another value is refused, or the device is not an NVIDIA GPU.
         """
         super().__post_init__()
         if self.device.kind != "cuda":

@@ -33,7 +33,8 @@ class Cost:
     """What some layers in 8 bit cost.
 
     Attributes:
-        lost: Points that the worse of pixel AP and image AUROC loses at most, with 95 % confidence.
+        lost: Points that the worse of pixel AP and image AUROC loses, with the error of the
+            measurement added.
         moved: How far the answer that moves most does, divided by the limit.
     """
 
@@ -88,7 +89,7 @@ def fit_budget(
         kept, given_back = tuple(ranked[count:]), tuple(ranked[:count])
         fit = Fit(kept, given_back, measure(kept))
         report(
-            f"{len(kept)} of {len(ranked)} layers in int8: at most {fit.cost.lost:.2f} points "
+            f"{len(kept)} of {len(ranked)} layers in int8: up to {fit.cost.lost:.2f} points "
             f"lost, answers move by {fit.cost.moved:.0%} of the limit"
         )
         tried.append(fit)

@@ -34,10 +34,10 @@ import onnx
 import onnx_ir as ir
 
 from destseg_deploy.errors import ExportError
+from destseg_deploy.spec.records import SCHEMES
 from destseg_export.graph import edit
 from destseg_export.graph.macs import count_macs, macs_of
 
-SCHEMES = ("u8", "s8")
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "FakeQuantize")
 
 

@@ -21,6 +21,7 @@ from destseg_deploy.data.images import read_image
 from destseg_deploy.data.masks import read_mask
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import DataError, ExportError
+from destseg_deploy.options import Checked, option
 from destseg_deploy.runtime.offline import import_onnxruntime
 from destseg_deploy.spec import (
     FileRecord,
@@ -32,6 +33,7 @@ from destseg_deploy.spec import (
     writing,
 )
 from destseg_deploy.spec.contract import KEY, contract_of
+from destseg_deploy.spec.records import SCHEMES
 from destseg_export.fusions.apply import FOR_INT8, fuse
 from destseg_export.graph.run import open_session
 from destseg_export.int8.budget import Cost, fit_budget, spared
@@ -46,11 +48,11 @@ from destseg_export.int8.judge import (
 )
 from destseg_export.int8.measured import measure
 from destseg_export.int8.networks import NETWORKS
-from destseg_export.int8.qdq import SCHEMES, find_layers, share_of_macs
+from destseg_export.int8.qdq import find_layers, share_of_macs
 
 
 @dataclass(frozen=True)
-class Int8Options:
+class Int8Options(Checked):
     """How an artifact is quantised.
 
     Attributes:
@@ -62,12 +64,24 @@ class Int8Options:
         fusions: Fusions applied first; see ``fusions.apply``.
     """
 
-    scheme: str = "u8"
+    error = ExportError
+
+    scheme: str = option("u8", "How values become INT8.", choices=SCHEMES)
     parts: tuple[str, ...] = NETWORKS
-    max_drop: float = 0.5
-    images: int = 32
+    max_drop: float = option(0.5, "Points that each metric may lose.", between=(0, 100))
+    images: int = option(32, "Images to calibrate on.", between=(1, 2**20))
     textures: Path | None = None
     fusions: tuple[str, ...] = FOR_INT8
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and parts that the network does not have.
+
+        Raises:
+            ExportError: With the field, its value, and what was expected.
+        """
+        super().__post_init__()
+        if unknown := [part for part in self.parts if part not in NETWORKS]:
+            raise ExportError(f"part {unknown[0]!r}: expected some of {', '.join(NETWORKS)}.")
 
 
 def quantize_artifact(
@@ -185,7 +199,7 @@ def read_source(
 
     Raises:
         SpecError: If it is missing or belongs to another file.
-        ExportError: If the artifact or an option is not one that can be quantised.
+        ExportError: If the artifact is not one that can be quantised.
     """
     spec = ModelSpec.read(source)
     spec.check_artifact(source)
@@ -199,12 +213,6 @@ def read_source(
             f"{source}: runs {spec.tiling.tile_batch} tiles at a time, so that each layer stands "
             "several times in the graph, with other ranges each time. Export without --tile-batch."
         )
-    if options.scheme not in SCHEMES:
-        raise ExportError(f"scheme {options.scheme!r}: expected {' or '.join(SCHEMES)}.")
-    if unknown := [part for part in options.parts if part not in NETWORKS]:
-        raise ExportError(f"part {unknown[0]!r}: expected some of {', '.join(NETWORKS)}.")
-    if not 0 <= options.max_drop <= 100:
-        raise ExportError(f"--max-drop {options.max_drop}: expected 0 to 100 points.")
     done = () if spec.fusion is None else spec.fusion.fusions
     if costly := [name for name in done if name not in options.fusions]:
         report(
@@ -235,7 +243,8 @@ def read_labelled(source: Path | DataSet, spec: ModelSpec) -> Labelled:
     """
     data = open_dataset(source)
     frames, masks = [], []
-    for sample in data.test():
+    samples = data.test()
+    for sample in samples:
         frame = read_image(sample.image)
         if not spec.takes_any_size and frame.shape[:2] != spec.size:
             raise DataError(
@@ -249,7 +258,8 @@ def read_labelled(source: Path | DataSet, spec: ModelSpec) -> Labelled:
         if sample.mask is not None:
             mask = read_mask(sample.mask, (frame.shape[0], frame.shape[1]), spec.size)
         masks.append(mask)
-    found = Labelled(np.stack(frames), np.stack(masks))
+    labels = np.array([sample.anomalous for sample in samples])
+    found = Labelled(np.stack(frames), np.stack(masks), labels)
     if found.labels.all() or not found.labels.any():
         raise DataError(f"{data.source}: expected normal and anomalous test images.")
     return found

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from destseg_bench.cli import bench
 from destseg_bench.report.pages import END, fill_tables
 from destseg_bench.report.tables import kind_of, tables_of
 from destseg_bench.results import read_result
@@ -92,8 +94,9 @@ def test_a_table_is_markdown_or_aligned_text():
         "long name     –  2",  # noqa: RUF001 - the table's dash
         "note",
     ]
-    with pytest.raises(KeyError):
-        Table.of("t", columns, [{"name": "a"}])
+    for row, words in (({"name": "a"}, "'ms' is missing"), ({"ms": "x", "name": "a"}, "'x' is no")):
+        with pytest.raises(ValueError, match=f"row 1, ms: {words}"):
+            Table.of("t", columns, [row])
 
 
 def test_unknown_and_cut_results_are_refused():
@@ -137,6 +140,41 @@ def test_the_page_has_tables_machine_command_and_a_figure(tmp_path):
         assert expected in text
     with Image.open(tmp_path / "out/speed-and-accuracy.png") as image:
         assert image.width > 600
+
+
+def leaves(found, path=()):
+    """Yield the way to each entry; of a list, to those of its first one."""
+    entries = found.items() if isinstance(found, dict) else list(enumerate(found))[:1]
+    for key, value in entries:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["s4", "systems"])
+@pytest.mark.parametrize(
+    "value", [None, "x", [], {}, 0, 10**400, "\ud800", ...], ids=lambda value: ascii(value)[:9]
+)
+def test_whatever_is_damaged_is_one_line_with_the_file(tmp_path, name, value):
+    """Some damage can be shown, such as another name; none of it may be a traceback."""
+    pytest.importorskip("matplotlib")
+    write_results(tmp_path)
+    path, refused = tmp_path / f"{name}.json", 0
+    whole = path.read_text()
+    for *way, last in leaves(json.loads(whole)):
+        found = entry = json.loads(whole)
+        for key in way:
+            entry = entry[key]
+        entry[last] = value
+        if value is ...:
+            del entry[last]
+        path.write_text(json.dumps(found))
+        done = CliRunner().invoke(bench, ["report", str(tmp_path), "--output", str(tmp_path / "o")])
+        assert isinstance(done.exception, SystemExit | None), (last, done.exception)
+        assert done.exit_code == 0 or f"{name}.json: " in done.stderr, (last, done.stderr)
+        assert done.exit_code == 0 or done.stderr.count("\n") == 1
+        refused += done.exit_code
+    assert refused > 0
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from destseg_bench.speed import latency
 from destseg_bench.speed.contenders import list_contenders, open_contender
 from destseg_bench.speed.latency import find_frames, least_bytes, measure_latency
 from destseg_bench.speed.matrix_rate import add_shares
-from destseg_bench.timing import Contender
+from destseg_bench.timing import Contender, at_once
 from destseg_deploy.errors import BackendError, DataError
 from destseg_deploy.runtime.base import Prediction
 from tests.bench.calls import refuse, succeed
@@ -120,9 +122,11 @@ def test_a_checkpoint_competes_in_each_way_and_a_model_in_its_runtime(checkpoint
     assert [name.partition(", ")[2] for name in onnx] == [
         "",
         "CUDA graph",
-        "CUDA graph, NHWC",
+        "NHWC",
         "CUDA graph, on the GPU",
     ]
+    options = [one.options for one in list_contenders([onnx_artifact], device="cuda")]
+    assert not any(one and one.cuda_graph and one.prefer_nhwc for one in options), "refused"
     with pytest.raises(BackendError, match="competes twice"):
         list_contenders([onnx_artifact, onnx_artifact], device="cpu")
 
@@ -198,6 +202,34 @@ def test_calls_that_share_memory_of_the_device_do_not_run_together(images, fakes
     assert "skipped" not in one[0]
     assert "share one buffer" in two[0]["skipped"]
     assert "median" in two[1]
+
+
+def test_overlapping_calls_compute_alike_and_leave_pytorch_as_it_was():
+    """cuDNN's switches belong to the process: a call that ends must not change the others'."""
+    import torch
+
+    from destseg_bench.speed.torch_contenders import _in_precision
+
+    def switches():
+        cudnn = torch.backends.cudnn
+        return cudnn.allow_tf32, cudnn.benchmark, cudnn.enabled
+
+    before = switches()
+    assert before != (False, True, True), "else nothing is shown"
+    one = Contender("fp32", Path("a"), "fp32", (16, 16), torch_way="eager")
+    together, ends = Barrier(3), iter((0.0, 0.05, 0.1))
+
+    def score():
+        together.wait(20)
+        time.sleep(next(ends))  # they end one after another
+        return switches()
+
+    call = _in_precision(one, score)
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(2):
+            ends = iter((0.0, 0.05, 0.1))
+            assert at_once(call, 3, pool)() == [(False, True, True)] * 3
+            assert switches() == before
 
 
 def _answering(monkeypatch, answers):

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from destseg_deploy.spec import FileRecord
+from destseg_deploy.testing import fake_spec
 from destseg_deploy.thresholds import by_hand
-from tests.fakes.runtime import fake_spec
 
 SIDE = 32
 

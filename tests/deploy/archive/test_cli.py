@@ -87,5 +87,5 @@ def test_a_missing_package_is_one_line(place, monkeypatch):
 def test_small_folders_get_their_pictures_as_before(place):
     assert run().exit_code == 0
     assert {path.name for path in (place / "predictions").iterdir()} == {
-        "overlays", "overview.png", "predictions.csv",
+        ".pictures.json", "overlays", "overview.png", "predictions.csv",
     }  # fmt: skip

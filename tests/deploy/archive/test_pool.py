@@ -16,8 +16,8 @@ from destseg_deploy.cluster.connection import connected
 from destseg_deploy.device import Device
 from destseg_deploy.errors import BackendError, OutputError, SpecError
 from destseg_deploy.options import OrtOptions, TensorRtOptions
+from destseg_deploy.testing import fake_spec
 from destseg_deploy.thresholds import by_hand
-from tests.fakes.runtime import fake_spec
 
 
 class RayError(Exception):

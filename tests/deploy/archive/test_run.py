@@ -18,7 +18,7 @@ from pyarrow import parquet as pq
 from destseg_deploy import load
 from destseg_deploy.archive import parts as parts_module
 from destseg_deploy.archive import run as run_module
-from destseg_deploy.archive.answers import Scorer, Work, decode_map
+from destseg_deploy.archive.answers import Scorer, Work, decode_map, encode_map
 from destseg_deploy.archive.options import ArchiveOptions
 from destseg_deploy.archive.run import predict_archive
 from destseg_deploy.data.images import read_image
@@ -185,6 +185,11 @@ def test_maps_are_kept_at_the_chosen_size(model, tmp_path):
     assert found.shape == (8, 8)
     np.testing.assert_allclose(found, 200 / 255, atol=1 / 65535)
     assert np.abs(found - 201 / 255).min() > 1 / 65535, "control: another grey level is seen"
+
+
+def test_a_map_that_rounding_lifted_above_1_stays_white():
+    ends = np.array([[-9e-6, 1 + 9e-6]], np.float32)
+    assert decode_map(encode_map(ends, 2)).tolist() == [[0.0, 1.0]]
 
 
 def test_without_a_threshold_there_is_no_verdict(images, tmp_path):

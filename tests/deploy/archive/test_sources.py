@@ -96,9 +96,9 @@ def test_uris_are_read_by_pyarrow(tree):
 
 def test_a_file_system_that_does_not_answer_is_named():
     pytest.importorskip("pyarrow")
-    from destseg_deploy.archive.uris import Unreachable
+    from destseg_deploy.archive.uris import UnreachableError
 
-    with pytest.raises(Unreachable, match="nosuch://host/a: cannot be reached"):
+    with pytest.raises(UnreachableError, match="nosuch://host/a: cannot be reached"):
         found("nosuch://host/a")
 
 

@@ -1,9 +1,11 @@
 """The commands, from drawing a sample to judging parts, and one line for whatever is wrong."""
 
+import errno
 import importlib
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -279,6 +281,7 @@ def test_predict_prints_and_writes(shop, tmp_path):
     assert len((out / "predictions.csv").read_text().splitlines()) == 12
     assert len(list(out.glob("overlays/*/*.png"))) == 11
     assert sorted(path.name for path in out.iterdir()) == [
+        ".pictures.json",
         "overlays",
         "overview.png",
         "predictions.csv",
@@ -326,7 +329,7 @@ def test_threshold_shows_and_sets(shop, artifact, tmp_path):
 
 def test_without_a_threshold_nothing_is_called_ok(shop, artifact, tmp_path):
     replace(ModelSpec.read(artifact), threshold=None).write(artifact)
-    way_out = f"destseg-threshold {artifact} --normal FOLDER"
+    way_out = f"destseg-threshold {artifact} --good FOLDER"
     assert _done("threshold", artifact).stdout == f"threshold   none yet: {way_out}\n"
     out = ("--output", tmp_path / "out")
     result = _done("predict", artifact, shop.category / "test/good", *out)
@@ -669,6 +672,9 @@ def test_threshold_takes_one_rule_at_a_time(shop, artifact):
         line = _misused("threshold", artifact, "--value", 0.5, "--normal", good)
         assert "one of --good, --labelled and --value" in line
         assert "--pixel goes with --value" in _misused("threshold", artifact, "--pixel", 0.5)
+        for others in ((), ("--value", 0.5), ("--labelled", good), ("--good", good, "--ng", good)):
+            line = _misused("threshold", artifact, *others, "--false-reject-rate", 0.01)
+            assert "--false-reject-rate goes with --good alone" in line
         rate = ("--false-reject-rate", 1)
         assert "0<x<1" in _misused("threshold", artifact, "--normal", good, *rate)
         assert "score 1.5, expected between 0 and 1" in _refused(
@@ -687,6 +693,22 @@ def test_an_output_that_cannot_be_written_is_named(shop, tmp_path):
         assert "is a file" in _misused(*call, tmp_path / "file")
         assert str(tmp_path / "file") in _refused(*call, tmp_path / "file/deeper")
         assert str(tmp_path / "out/overlays") in _refused(*call, tmp_path / "out")
+
+
+def test_a_rate_of_the_file_is_for_the_calls_that_use_it(artifact, tmp_path):
+    file = tmp_path / "destseg.toml"
+    file.write_text("[threshold]\nfalse-reject-rate = 0.02\n")
+    assert _done("threshold", artifact, "--config", file).stdout.startswith("threshold   score > ")
+
+
+def test_a_sample_that_finds_no_room_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(*arguments, **named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with unchanged(tmp_path):
+        line = _refused("sample", "--output", tmp_path / "new/data", "--size", 64)
+    assert "new/data/cable: cannot be written (No space left on device)" in line
 
 
 def test_a_sample_does_not_overwrite_a_category(bench):
@@ -753,6 +775,43 @@ def test_a_shell_sees_results_on_stdout_and_misuse_as_two(shop, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == "Error: Missing argument 'ARTIFACT'."
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_runs_where_stderr_or_stdout_is_closed(shop, tmp_path):
+    """Services and pythonw of Windows have neither; what is opened next must not get its place."""
+    good = shop.category / "test/good"
+    for closed in ("2>&-", ">&- 2>&-"):
+        argv = _argv("predict", shop.onnx, good, "--output", tmp_path / closed, *QUIET)
+        line = f"{shlex.join(argv)} {closed}"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, **_at(tmp_path))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout.splitlines()) == (3 if closed == "2>&-" else 0)
+        assert len(list((tmp_path / closed / "overlays").iterdir())) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file of Linux")
+def test_a_full_disk_behind_stdout_is_named(shop, tmp_path):
+    for arguments in ((shop.onnx,), ("-h",)):
+        with open("/dev/full", "wb") as full:
+            argv = _argv("threshold", *arguments)
+            done = subprocess.run(
+                argv, stdout=full, stderr=subprocess.PIPE, text=True, **_at(tmp_path)
+            )
+        assert (done.returncode, done.stderr) == (1, "Error: stdout: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows keeps the folder of a process")
+def test_a_current_folder_that_was_deleted_is_said(shop, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    good = shop.category / "test/good"
+    for output, code in (("out", 1), (tmp_path / "out", 0)):
+        line = f"rmdir {gone} 2>/dev/null; "
+        line += shlex.join(_argv("predict", shop.onnx, good, "--output", output, *QUIET))
+        gone.mkdir(exist_ok=True)
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, **_at(gone))
+        assert done.returncode == code, done.stderr
+        assert done.stderr.startswith("Error: the current folder was deleted.") == bool(code)
 
 
 def test_a_reader_that_has_seen_enough_gets_no_complaint(shop, tmp_path):

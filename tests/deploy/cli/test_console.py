@@ -243,7 +243,13 @@ def _hears_ctrl_c():
 
 @pytest.mark.parametrize(
     ("name", "quiet"),
-    [("/usr/bin/destseg-train", True), ("/bin/destseg", True), ("destsegs", False)],
+    [
+        ("/usr/bin/destseg-train", True),
+        ("/bin/destseg", True),
+        ("C:/destseg-bench.exe", True),
+        ("destsegs", False),
+        ("destseg-line.py", False),  # a user's own program
+    ],
 )
 def test_an_interrupt_while_a_command_imports_is_quiet(name, quiet):
     pipe = subprocess.PIPE

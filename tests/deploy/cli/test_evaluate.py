@@ -18,7 +18,7 @@ from PIL import Image
 from destseg_deploy.cli.evaluate import evaluate
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import Threshold, TrainingRecord
-from tests.fakes.runtime import FakeRuntime, fake_spec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from tests.unchanged import unchanged
 
 FILES = ["curves.png", "metrics.json", "report.html", "worst.png"]
@@ -176,6 +176,8 @@ def test_what_has_no_labels_says_how_to_give_them(data):
         (("FOLDER", "--good", "x", "--ng", "y"), "Give one of"),
         (("--good", "x"), "--good and --ng go together"),
         (("--ng", "x"), "--good and --ng go together"),
+        (("FOLDER", "--data", "x"), "--data is the folder of --category"),
+        (("--good", "x", "--ng", "y", "--data", "x"), "--data is the folder of --category"),
     ],
 )
 def test_labels_that_are_given_twice_or_by_half_are_misuse(data, arguments, words):

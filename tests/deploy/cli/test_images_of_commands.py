@@ -15,7 +15,7 @@ from destseg_deploy.cli.predict import predict
 from destseg_deploy.cli.threshold import threshold
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import ModelSpec, Threshold
-from tests.fakes.runtime import FakeRuntime, fake_spec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 
 COMMANDS = {"predict": predict, "evaluate": evaluate, "threshold": threshold}
 SPEC = replace(fake_spec(), threshold=Threshold(0.5, 0.5, "set by hand"))
@@ -58,7 +58,7 @@ def _refused(name: str, *arguments: object) -> str:
 def _camera(path: Path, level: int) -> Path:
     """Write pixels of a 12-bit camera; ``level`` is of 255."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((32, 32), level << 4, np.uint16))
+    cv2.imwrite(str(path), np.full((32, 32), round(level * 4095 / 255), np.uint16))
     return path
 
 
@@ -84,7 +84,7 @@ def test_predict_scales_by_the_stated_depth():
     assert "State which: --bit-depth 12 or --bit-depth 16" in _refused("predict", "in")
     assert not Path("predictions").exists()
     assert _done("predict", "in", "--bit-depth", 12).stdout.startswith("0.8000  NG")
-    assert _done("predict", "in", "--bit-depth", 16).stdout.startswith("0.0471  OK")
+    assert _done("predict", "in", "--bit-depth", 16).stdout.startswith("0.0510  OK")
     assert "expected at most 1023 with a bit depth of 10" in _refused(
         "predict", "in", "--bit-depth", 10
     )

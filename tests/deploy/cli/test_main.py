@@ -149,7 +149,8 @@ def program(seen, monkeypatch) -> click.Command:
     @click.argument("source", required=False)
     @click.option("--batch-size", type=int, default=1, help="Size.")
     @click.option("--ng", multiple=True, help="Some.")
-    @click.option("--seeds", default="0", help="Numbers.")
+    @click.option("--seeds", default="0", metavar="SEED[,SEED...]", help="Numbers.")
+    @click.option("--name", help="Text.")
     @click.option("--rate", type=click.FloatRange(0, 1), default=0.5, help="Share.")
     @click.option("--overlays/--no-overlays", default=True, help="Flag.")
     def work(**values):
@@ -173,6 +174,7 @@ EXPECTED = {
     "batch_size": 8,
     "ng": ("a",),
     "seeds": "1,2",
+    "name": None,
     "rate": 0.5,
     "overlays": False,
     "source": "x",
@@ -220,6 +222,10 @@ def test_the_command_line_counts_more_than_the_file(program, file, seen):
         ("[work]\nbatch-size = '\u0663'", "'\u0663' is not a number"),
         ("[work]\nbatch-size = {a = 1}", "--batch-size: {'a': 1} is no text and no number"),
         ("[work]\nrate = nan", "'nan' is not a number"),
+        ("[work]\nname = ['a', 'b']", "--name: ['a', 'b'] is a list, expected one"),
+        ("[work]\nsource = ['a']", "source: ['a'] is a list, expected one"),
+        ('[work]\nname = "a\\u0000b"', r"--name: 'a\x00b' has a zero byte"),
+        ('[work]\nng = ["a\\u0000b"]', r"--ng: 'a\x00b' has a zero byte"),
         ("[work", "no TOML"),
         ("work = " + "[" * 5000, "no TOML"),
     ],

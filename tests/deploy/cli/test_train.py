@@ -229,6 +229,7 @@ def test_a_folder_or_a_list_is_trained_on_and_names_the_checkpoint(
         ((), "Name a folder of good parts: destseg-train FOLDER"),
         (("a", "b", "--name", "c"), "--name c: one name for 2 data sets"),
         (("a", "--name", ""), "--name: an empty name"),
+        (("a", "--data", "b"), "--data b: it goes with --category"),
     ],
 )
 def test_what_names_no_data_set_is_misuse(

@@ -8,8 +8,8 @@ import pytest
 from destseg_deploy.data.calibration import add_anomalies, read_normal
 from destseg_deploy.errors import DataError
 from destseg_deploy.spec import InputSpec
+from destseg_deploy.testing import fake_spec
 from tests.deploy.data.noise_images import write_noise
-from tests.fakes.runtime import fake_spec
 
 
 def test_images_come_at_the_networks_size(tmp_path):

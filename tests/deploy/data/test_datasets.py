@@ -1,13 +1,16 @@
 """Data sets: every layout that a command takes, its labels and masks, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from destseg_deploy.data import seen
 from destseg_deploy.data.datasets import (
+    DataSet,
     find_images,
     images_at_hand,
     name_of,
@@ -77,24 +80,50 @@ def test_folders_of_classes_are_told_by_their_names(tmp_path, good):
     ]
 
 
-def test_masks_of_the_same_stem_are_found_in_their_folder(tmp_path):
-    write(tmp_path, "good/1.png", "dent/1.jpg", "scratch/1.jpg", "scratch/2.jpg")
-    write(tmp_path, "masks/dent/1.PNG", "masks/scratch/1_mask.png", "masks/2.png")
-    assert told(open_dataset(tmp_path).test(), tmp_path) == [
-        ("good/1.png", "good", None),
-        ("dent/1.jpg", "dent", "masks/dent/1.PNG"),
-        ("scratch/1.jpg", "scratch", "masks/scratch/1_mask.png"),
-        ("scratch/2.jpg", "scratch", "masks/2.png"),
+def test_all_folders_of_good_parts_are_good(tmp_path):
+    """The images of the second and the third were counted as defects."""
+    write(tmp_path, "good/1.png", "OK/1.png", "normal/1.png", "scratch/1.png")
+    data = open_dataset(tmp_path)
+    assert len(data.train()) == len(data.good()) == 3
+    kinds = [(s.image.parent.name, s.defect) for s in data.test()]
+    assert sorted(kinds[:3]) == [("OK", "good"), ("good", "good"), ("normal", "good")]
+    assert kinds[3:] == [("scratch", "scratch")]
+    with pytest.raises(DataError, match=r"named as an NG part, and its folder is called OK\. Name"):
+        of_folders(tmp_path / "good", [tmp_path]).test()
+
+
+def test_a_list_that_is_named_for_ng_parts_gives_its_ng_parts(tmp_path):
+    """Its good rows were counted as defects, and its masks were lost."""
+    write(tmp_path, "good/1.png")
+    listed = tmp_path / "parts.csv"
+    listed.write_text("path,label,mask\n4.png,good,\n5.png,dent,m.png\n")
+    data = of_folders(tmp_path / "good", [listed])
+    assert told(data.test(), tmp_path)[1:] == [("5.png", "dent", "m.png")]
+    listed.write_text("path\n4.png\n5.png\n")
+    assert [one[:2] for one in told(data.test(), tmp_path)[1:]] == [
+        ("4.png", "parts"),
+        ("5.png", "parts"),
     ]
-    (tmp_path / "masks/2.png").unlink()
-    with pytest.raises(DataError, match=r"2\.jpg: no mask. Expected one 2\.png"):
-        open_dataset(tmp_path).test()
+    listed.write_text("path,label\n4.png,good\n")
+    with pytest.raises(DataError, match="only good images, and it was named for NG parts"):
+        data.test()
 
 
-def test_two_masks_of_an_image_are_refused(tmp_path):
-    write(tmp_path, "good/1.png", "ng/1.png", "masks/a/1.png", "masks/b/1_mask.png")
-    with pytest.raises(DataError, match="2 masks"):
-        open_dataset(tmp_path).test()
+@pytest.mark.parametrize(
+    ("good", "ng", "words"),
+    [
+        ("a", ["a"], "a and as good"),
+        ("a", ["b", "b"], "b"),
+        ("b/x", ["b"], "good and as x"),
+        ("link", ["a"], "a and as good"),
+    ],
+)
+def test_an_image_is_not_named_twice(tmp_path, good, ng, words):
+    write(tmp_path, "a/1.png", "b/2.png", "b/x/3.png")
+    (tmp_path / "link").symlink_to("a")
+    data = of_folders(tmp_path / good, [tmp_path / name for name in ng])
+    with pytest.raises(DataError, match=rf"named twice, as {words}\."):
+        data.test()
 
 
 def test_mvtec_masks_may_have_the_stem_alone(tmp_path):
@@ -240,6 +269,9 @@ def test_a_list_without_labels_holds_good_parts(tmp_path):
         ("path,label\n,good\n", "row 2 has no path"),
         ("path,label\na.png,good\nb.png,\n", r"image 2 \(b.png\) has no label"),
         ("path,label,split\na.png,good,val\n", "split 'val', expected train or test"),
+        ("path\na.png\nb.png\n./a.png\n", "rows 2 and 4 name the same image, .*a.png. Expected"),
+        ("path,label\na.png,good\na.png,cut\n", "rows 2 and 3 .*a.png, as good and cut. Expect"),
+        ("path,split\na.png,train\na.png,test\n", "rows 2 and 3 name the same image"),
         ('path,label\n"' + "a" * 200_000, "no list of images .field larger than"),
     ],
 )
@@ -258,6 +290,38 @@ def test_json_that_is_no_list_of_objects_is_refused(tmp_path, text):
         open_dataset(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "path,lable\na.png,scratch\n", "a column 'lable', expected path, label.*'label'"),
+        ("a.csv", "path,label\na,b.png,good\n", "row 2 has more cells than the 2 columns"),
+        ("a.csv", "path\na\0b.png\n", r"row 2: path is 'a\\x00b.png', expected no zero byte"),
+        ("a.json", '[{"path": "a.png", "labels": "dent"}]', "a column 'labels'"),
+        ("a.json", '[{"path": "a.png", "label": false}]', "row 1: label is False, expected text"),
+        ("a.json", '[{"path": ["a.png"]}]', r"row 1: path is \['a.png'\], expected text"),
+    ],
+)
+def test_a_row_that_may_be_meant_otherwise_is_refused(tmp_path, name, text, words):
+    """Where a label is not read, NG parts are trained on as good ones."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=words):
+        open_dataset(tmp_path / name)
+
+
+def test_a_list_has_its_names_in_any_case_and_other_columns(tmp_path):
+    (tmp_path / "a.json").write_text(
+        '[{"Path": "a.png", "LABEL": "good", "camera": 1}, {"Path": "b.png", "LABEL": "dent"}]'
+    )
+    (tmp_path / "a.csv").write_text('Path,Label,camera\n"a\nb.png",good,1\nb.png,dent,1\n')
+    for name, first in (("a.json", "a.png"), ("a.csv", "a\nb.png")):
+        found = open_dataset(tmp_path / name)
+        assert [path.name for path in found.train()] == [first]
+        assert [(one.image.name, one.defect) for one in found.test()] == [
+            (first, "good"),
+            ("b.png", "dent"),
+        ]
+
+
 def test_masks_for_some_ng_parts_only_are_refused(tmp_path):
     path = tmp_path / "parts.csv"
     path.write_text("path,label,mask\na.png,good,\nb.png,dent,m.png\nc.png,dent,\n")
@@ -273,6 +337,19 @@ def test_images_are_found_in_lists_and_without_the_masks_of_mvtec(tmp_path):
     write(tmp_path / "cable", "test/good/1.png", "test/dent/2.png", "ground_truth/dent/2_mask.png")
     found = find_images([str(path), str(tmp_path / "cable")])
     assert [p.name for p in found] == ["1.png", "2.png", "3.png", "2.png", "1.png"]
+
+
+def test_images_of_a_list_alone_may_be_named_twice(tmp_path):
+    (tmp_path / "frames.csv").write_text("path\na.png\nb.png\na.png\n")
+    found = find_images([str(tmp_path / "frames.csv")])
+    assert [path.name for path in found] == ["a.png", "b.png"]
+
+
+def test_images_alone_are_without_masks_and_what_was_trained_on(tmp_path):
+    write(tmp_path / "tm", "good/1.png", "dent/2.png", "masks/dent/2_mask.png")
+    write(tmp_path / "cable", "train/good/1.png", "test/good/2.png")
+    assert [p.name for p in find_images([str(tmp_path / "tm")])] == ["2.png", "1.png"]
+    assert [p.name for p in find_images([str(tmp_path / "cable")])] == ["2.png"]
 
 
 def test_images_at_hand_are_those_of_the_training_data(tmp_path):
@@ -294,6 +371,17 @@ def test_images_that_were_trained_on_are_known_by_path_and_by_content(tmp_path):
     assert seen_in_training(None, [two]) == []
     gone = TrainingRecord(data=str(tmp_path / "gone"), images=2)
     assert seen_in_training(gone, [two]) == []
+
+
+def test_an_image_that_a_list_named_twice_was_trained_on(tmp_path, monkeypatch):
+    """Older trainings took such lists. The held-out copy hid that the other was trained on."""
+    one, two = write(tmp_path, "1.png", "2.png")
+    every = DataSet("x", tmp_path, lambda: [one, two, one], lambda: [], lambda: [])
+    monkeypatch.setattr(seen, "open_dataset", lambda source: every)
+    record = TrainingRecord(data=str(tmp_path), images=2, held_out=("1.png",))
+    assert seen_in_training(record, [one, two]) == [one, two]
+    every = replace(every, train=lambda: [one, two])
+    assert seen_in_training(record, [one, two]) == [two]
 
 
 def test_a_list_may_mix_absolute_and_relative_paths(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from destseg_deploy.data.images import (
     read_image,
     read_images,
 )
+from destseg_deploy.data.pixel_formats import FrameFormat, to_rgb
 from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import DataError, DataWarning
 
@@ -35,6 +36,11 @@ Writer = Callable[[Path], object]
 
 def three(grey: NDArray[np.generic]) -> NDArray[np.generic]:
     return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def scaled(pixels: NDArray[np.uint16], bits: int) -> NDArray[np.float64]:
+    """Return what 8 bits hold of a camera's pixels; halves are rounded up."""
+    return np.floor(pixels / (2**bits - 1) * 255 + 0.5)
 
 
 def palette() -> Image.Image:
@@ -73,14 +79,14 @@ EXACT: dict[str, tuple[str, Writer, NDArray[np.generic]]] = {
     "palette bmp": (".bmp", lambda path: palette().save(path), COLOURS[GREY % 4]),
     "1 bit png": (".png", pillow(BITS), three(BITS * np.uint8(255))),
     "1 bit tif": (".tif", pillow(BITS), three(BITS * np.uint8(255))),
-    "16 bit grey png": (".png", pillow(GREY16), three(GREY16 >> 8)),
-    "16 bit grey tif": (".tif", pillow(GREY16), three(GREY16 >> 8)),
-    "16 bit big-endian tif": (".tif", pillow(GREY16.astype(">u2")), three(GREY16 >> 8)),
-    "16 bit grey tif by cv2": (".tif", opencv(GREY16), three(GREY16 >> 8)),
-    "16 bit colour tif": (".tif", opencv(RGB16), RGB16 >> 8),
-    "16 bit colour png": (".png", opencv(RGB16), RGB16 >> 8),
-    "16 bit rgba tif": (".tif", opencv(RGBA16), RGB16 >> 8),
-    "16 bit rgba png": (".png", opencv(RGBA16), RGB16 >> 8),
+    "16 bit grey png": (".png", pillow(GREY16), three(scaled(GREY16, 16))),
+    "16 bit grey tif": (".tif", pillow(GREY16), three(scaled(GREY16, 16))),
+    "16 bit big-endian tif": (".tif", pillow(GREY16.astype(">u2")), three(scaled(GREY16, 16))),
+    "16 bit grey tif by cv2": (".tif", opencv(GREY16), three(scaled(GREY16, 16))),
+    "16 bit colour tif": (".tif", opencv(RGB16), scaled(RGB16, 16)),
+    "16 bit colour png": (".png", opencv(RGB16), scaled(RGB16, 16)),
+    "16 bit rgba tif": (".tif", opencv(RGBA16), scaled(RGB16, 16)),
+    "16 bit rgba png": (".png", opencv(RGBA16), scaled(RGB16, 16)),
 }
 
 
@@ -140,15 +146,29 @@ def test_a_cameras_bits_are_scaled_by_the_stated_depth(
 ) -> None:
     path = deep(tmp_path / f"camera{suffix}", pixels >> (16 - bits))
     expected = three(pixels) if pixels.ndim == 2 else pixels[:, :, :3]
-    assert (read_image(path, bits) == expected >> 8).all()
+    stored = expected >> (16 - bits)
+    assert (read_image(path, bits) == scaled(stored, bits)).all()
     with assume_bit_depth(bits):
-        assert (read_image(path) == expected >> 8).all()
-    assert (read_image(path, 16) == expected >> (24 - bits)).all()
+        assert (read_image(path) == scaled(stored, bits)).all()
+    assert (read_image(path, 16) == scaled(stored, 16)).all()
     with pytest.raises(DataError) as error:
         read_image(path)
-    largest = (expected >> (16 - bits)).max()
+    largest = stored.max()
     assert f"largest value is {largest}: pixels of a {bits}-bit camera" in str(error.value)
     assert f"--bit-depth {bits} or --bit-depth 16" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bits", "frame_format", "maximum"),
+    [(10, "mono10", None), (12, "mono12", None), (14, "mono16", 16383), (16, "mono16", None)],
+)
+def test_a_file_has_the_pixels_of_the_frame_that_a_line_gives(
+    bits: int, frame_format: FrameFormat, maximum: int | None, tmp_path: Path
+) -> None:
+    frame = np.arange(2**bits, dtype=np.uint16).reshape(32, -1)
+    read = read_image(deep(tmp_path / "camera.png", frame), bits)
+    assert (read == three(to_rgb(frame, frame_format, maximum))).all()
+    assert (read != three(frame >> (bits - 8))).any()  # the control: the upper 8 bits are others
 
 
 def test_a_depth_that_is_too_small_is_refused(tmp_path: Path) -> None:
@@ -177,11 +197,11 @@ def test_a_16_bit_file_is_read_only_where_its_values_tell_the_depth(
 ) -> None:
     path = deep(tmp_path / "frame.png", pixels)
     if told:
-        assert (read_image(path) == three(pixels >> 8)).all()
+        assert (read_image(path) == scaled(three(pixels), 16)).all()
         return
     with pytest.raises(DataError, match=r"a dark picture of 16 bits\. State which: --bit-depth"):
         read_image(path)
-    assert (read_image(path, 16) == three(pixels >> 8)).all()
+    assert (read_image(path, 16) == scaled(three(pixels), 16)).all()
 
 
 @pytest.mark.parametrize("bit_depth", [None, 10, 16])

@@ -205,8 +205,34 @@ def test_a_missing_folder_of_masks_is_an_error(cable: Path) -> None:
 
 
 def test_normal_parts_under_another_name_are_told_where_they_belong(cable: Path) -> None:
-    (cable / "test/good").rename(cable / "test/ok")
-    with pytest.raises(DataError, match=r"test/ok: no masks.*parts are good, .* test/good"):
+    (cable / "test/good").rename(cable / "test/fine")
+    with pytest.raises(DataError, match=r"test/fine: no masks.*parts are good, .* test/good"):
+        list_test(cable)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_all_names_of_normal_parts_mean_good(masks: bool, cable: Path) -> None:
+    """Images of test/ok were counted as defects."""
+    shutil.copytree(cable / "test/good", cable / "test/OK")
+    shutil.copytree(cable / "test/good", cable / "test/normal")
+    (cable / "train/good").rename(cable / "train/ok")
+    if not masks:
+        shutil.rmtree(cable / "ground_truth")
+    kinds = [(s.image.parent.name, s.defect) for s in list_test(cable) if not s.anomalous]
+    assert kinds == [("OK", "good"), ("good", "good"), ("normal", "good")]
+    assert len(list_train(cable)) == 2
+    assert find_categories(cable.parent, ["all"]) == [cable]
+
+
+def test_a_folder_0_beside_good_is_refused(cable: Path) -> None:
+    (cable / "test/bent").rename(cable / "test/0")
+    with pytest.raises(DataError, match="test: holds 0 and good; 0 may hold good parts or a kind"):
+        list_test(cable)
+
+
+def test_two_images_do_not_share_a_mask(cable: Path) -> None:
+    (cable / "test/bent/000.jpg").touch()
+    with pytest.raises(DataError, match=r"000_mask\.png: may be the mask of .*000\.\w+ or of"):
         list_test(cable)
 
 

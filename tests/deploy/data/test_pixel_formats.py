@@ -8,7 +8,7 @@ import pytest
 from destseg_deploy.data.pixel_formats import FrameFormat, to_rgb
 from destseg_deploy.errors import ShapeError
 from destseg_deploy.predictor import Predictor
-from tests.fakes.runtime import FakeRuntime
+from destseg_deploy.testing import FakeRuntime
 
 COLOURS = {"rg": "RGGB", "gr": "GRBG", "gb": "GBRG", "bg": "BGGR"}
 

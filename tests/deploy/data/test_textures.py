@@ -180,7 +180,7 @@ def test_open_textures_takes_a_folder_or_none(folder: Path, tmp_path: Path) -> N
 
 def test_the_depth_of_textures_is_known_to_any_thread(tmp_path: Path) -> None:
     """Training decodes textures in threads, which do not see a value set in another one."""
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 8), 200 << 4, np.uint16))
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 8), 3212, np.uint16))
     with assume_bit_depth(12):
         textures = FolderTextures(tmp_path, (8, 8))
         with ThreadPoolExecutor(1) as pool:

@@ -15,10 +15,10 @@ from destseg_deploy.evaluation.report import evaluate_category, report_category
 from destseg_deploy.evaluation.test_set import score_test_set
 from destseg_deploy.evaluation.worst_errors import OperatingPoint
 from destseg_deploy.predictor import Predictor
-from destseg_deploy.spec import Threshold
-from destseg_deploy.thresholds import from_normal
+from destseg_deploy.spec import Threshold, TrainingRecord
+from destseg_deploy.testing import FakeRuntime, fake_spec
+from destseg_deploy.thresholds import at_most, from_normal
 from tests.browser import complaints, requested, resize
-from tests.fakes.runtime import FakeRuntime, fake_spec
 from tests.unchanged import unchanged
 
 SIZE = 32
@@ -154,8 +154,42 @@ def test_the_guarantee_is_that_of_the_thresholds(page, category):
         _type(page, "score", found.score)
         shown = float(_text(page, "score-guarantee").rstrip(" %")) / 100
         count = good.sum()
-        assert shown == pytest.approx(1 - np.ceil((count + 1) * (1 - rate)) / (count + 1), abs=6e-4)
-        assert shown <= rate + 6e-4
+        true = 1 - np.ceil((count + 1) * (1 - rate)) / (count + 1)
+        assert true <= shown < true * 1.01 + 1e-9, "three digits, rounded up"
+        assert shown <= rate * 1.01
+
+
+def test_a_bound_is_rounded_up_and_never_shown_as_zero(page):
+    """1 of 2,001 was shown as 0.0 %."""
+    pairs = [(1, 2001), (1, 61), (1, 20), (2, 19), (1, 100_001), (20, 20), (7, 8)]
+    shown = page.execute_script("return arguments[0].map(([a, b]) => atMost(a, b))", pairs)
+    assert shown == [at_most(*pair) for pair in pairs]
+    assert shown[:4] == ["0.05 %", "1.64 %", "5 %", "10.6 %"]
+
+
+def test_the_pixel_card_speaks_of_outlines(page):
+    """It decides no verdict, and promised that so many new good parts are rejected."""
+    card, other = page.find_elements("css selector", "#sliders > .card")[::-1]
+    assert "new good parts with an outline, at most (guaranteed)" in card.text
+    assert "outline no good part" in card.text
+    assert "It decides no verdict." in card.text
+    assert "reject" not in card.text
+    assert "new good parts rejected, at most (guaranteed)" in other.text
+
+
+def test_outlines_are_drawn_where_they_are_counted(page):
+    """Map values were rounded to the nearest level: good parts below the threshold had outlines."""
+    differing = """
+        const [pixel] = arguments, differing = [];
+        for (const image of data.images.filter((image) => image.picture)) {
+          const drawn = valuesOf(image.picture).some((value) => value > Math.fround(pixel));
+          if (drawn !== isNG(image.peak, pixel)) differing.push(image.name);
+        }
+        return differing"""
+    peaks = page.execute_script("return data.images.map((image) => image.peak)")
+    for peak in peaks:
+        for pixel in (peak, float(np.nextafter(np.float32(peak), np.float32(0)))):
+            assert page.execute_script(differing, pixel) == []
 
 
 def test_the_pixel_slider_counts_peaks(page, category):
@@ -295,6 +329,38 @@ def test_what_is_no_report_is_not_replaced(category, tmp_path):
     for _ in range(2):
         report_category(_predictor(), MODEL, category, tmp_path / "r.html", pictures=2)
     assert is_report(tmp_path / "r.html")
+
+
+def test_kinds_whose_names_cannot_be_shown_are_counted(browser, tmp_path):
+    """The table compared their names with what is shown of them: 0 of 3 found."""
+    strange, alike = "cut\u200btwo", "cut\\u200btwo"
+    for kind in ("good", strange, alike):
+        for i in range(3):
+            level = 40 if kind == "good" else 200 + i
+            _write(tmp_path / f"d/test/{kind}/{i}.png", np.full((SIZE, SIZE, 3), level, np.uint8))
+    report_category(_predictor(), MODEL, tmp_path / "d", tmp_path / "r.html", pictures=0)
+    browser.get((tmp_path / "r.html").as_uri())
+    rows = browser.find_elements("css selector", "#defects tr")[1:]
+    cells = [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows]
+    assert [row[1:4] for row in cells] == [["3", "3", "0"]] * 2
+    assert len({row[0] for row in cells}) == 2
+
+
+@pytest.mark.parametrize("kind", ["good", "dent"])
+def test_images_that_were_trained_on_are_named_and_guarantee_nothing(browser, tmp_path, kind):
+    for i in range(6):
+        name = f"d/test/{('good', 'dent')[i % 2]}/{i}.png"
+        _write(tmp_path / name, np.full((SIZE, SIZE, 3), 40 + i, np.uint8))
+    record = TrainingRecord(data=str(tmp_path / "d/test" / kind), images=3)
+    spec = replace(fake_spec(SIZE, SIZE), threshold=THRESHOLD, training=record)
+    page, data = tmp_path / "r.html", tmp_path / "d"
+    report_category(Predictor(FakeRuntime(spec)), MODEL, data, page, pictures=0)
+    browser.get(page.as_uri())
+    seen = _text(browser, "seen")
+    assert f"3 of 6 images were trained on, {3 if kind == 'good' else 0} of them good" in seen
+    assert ("guarantee" not in _text(browser, "sliders")) == (kind == "good")
+    _type(browser, "score", 0.5)
+    assert ("guarantee" not in _text(browser, "advice")) == (kind == "good")
 
 
 def test_a_failure_leaves_no_half_report(category, tmp_path, monkeypatch):

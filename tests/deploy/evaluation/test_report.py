@@ -15,7 +15,7 @@ from destseg_deploy.evaluation.report import evaluate_category
 from destseg_deploy.evaluation.test_set import compute_metrics, score_test_set, sweep_top_k
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import Threshold
-from tests.fakes.runtime import FakeRuntime, fake_spec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from tests.unchanged import unchanged
 
 SIZE = 32

@@ -24,7 +24,7 @@ from destseg_deploy.evaluation.test_set import (
 )
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import OutputSpec, default_top_k
-from tests.fakes.runtime import FakeRuntime, fake_spec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 
 SIZE = 32
 

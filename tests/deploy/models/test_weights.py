@@ -7,6 +7,7 @@ import http.client
 import os
 import pickle
 import socket
+import sys
 import urllib.error
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from destseg_deploy.models.weights import (
     TEACHER_SHA256,
     TEACHER_URL,
     category_of,
+    checkpoint_spec,
     fit_statistics,
     load_checkpoint,
     load_teacher,
@@ -196,6 +198,22 @@ def snapshot(teacher: Teacher) -> State:
     return {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
 
 
+def test_a_checkpoint_of_ours_passes_on_where_its_teacher_came_from(tmp_path: Path) -> None:
+    """A random teacher must not become one "from a file", which no note speaks of."""
+    named = FileRecord("", "")
+    for known in (TeacherRecord("random"), TeacherRecord("file", "resnet18.pth", "c" * 64)):
+        model, path = DeSTSeg(), tmp_path / f"{known.source}.safetensors"
+        save_checkpoint(model, checkpoint_spec("cable", (64, 64), named, teacher=known), path)
+        teacher = Teacher()
+        assert load_teacher(teacher, path) == known
+        assert holds(teacher, model.teacher_net.encoder.state_dict())
+    spec_path(path).unlink()
+    with pytest.raises(SpecError, match=r"file\.json"):
+        load_teacher(Teacher(), path)
+    official = write(model.state_dict(), tmp_path / "DeSTSeg_MVTec_5000_cable.pckl")
+    assert load_teacher(Teacher(), official).source == "file"
+
+
 def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="'imagenet21k': expected one of imagenet, auto, random"):
         load_teacher(Teacher(), tmp_path / "a.pth", source="imagenet21k")
@@ -248,6 +266,13 @@ def test_a_missing_teacher_is_downloaded_once(
     assert [p.name for p in cache.iterdir()] == [TEACHER_FILE]
     refuse(monkeypatch, AssertionError("asked again"))
     assert torchvision_teacher(cache) == path
+
+
+def test_a_program_without_stderr_can_download(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as pythonw and services of Windows have it
+    assert torchvision_teacher(tmp_path, served.as_uri()).is_file()
 
 
 def test_torchs_own_cache_is_used(

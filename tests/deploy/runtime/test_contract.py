@@ -12,7 +12,7 @@ from destseg_deploy.errors import BackendError, ShapeError, SpecError
 from destseg_deploy.options import OpenVinoOptions, OrtOptions
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.base import Prediction
-from tests.fakes.runtime import FakeRuntime, fake_spec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from tests.forked import forks, told_by_child
 
 ROUNDING = 5e-5
@@ -152,8 +152,16 @@ PARAMS = [pytest.param(n, marks=pytest.mark.gpu) if n in REAL else n for n in RU
 
 FORKED = ("pytorch", "ort", "openvino", "trt on fakes", "ort on fakes")
 
-LARGE = ("pytorch", "ort", "ort, fused", "openvino", "openvino, fused")
-"""Runtimes of the network: each test would wait half a second for its own."""
+LARGE = (
+    "pytorch",
+    "ort",
+    "ort, fused",
+    "openvino",
+    "openvino, fused",
+    "ort on a GPU",
+    "pytorch on a GPU",
+)
+"""Runtimes of the network: each test would wait half a second for its own, on a GPU for seconds."""
 
 
 @pytest.fixture(scope="module")

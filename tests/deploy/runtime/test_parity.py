@@ -15,7 +15,7 @@ from destseg_deploy.runtime.parity import (
     parity_frames,
 )
 from destseg_deploy.spec import TrainingRecord
-from tests.fakes.runtime import FakeRuntime, fake_spec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
 

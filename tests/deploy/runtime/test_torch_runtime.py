@@ -1,8 +1,11 @@
 """What is particular to the PyTorch back end; the contract is test_runtime_contract.py's."""
 
+import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 
@@ -10,7 +13,11 @@ pytest.importorskip("torch")
 
 import torch
 
-from destseg_deploy.runtime.torch_runtime import open_checkpoint, switched
+from destseg_deploy.errors import BackendError
+from destseg_deploy.options import TorchOptions
+from destseg_deploy.runtime.torch_runtime import PyTorchRuntime, open_checkpoint, switched
+from destseg_deploy.spec import ModelSpec
+from destseg_deploy.training.precision import tuned_convolutions
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -22,6 +29,60 @@ def test_tf32_is_off_while_a_gpu_infers_and_as_before_afterwards(monkeypatch, be
     with pytest.raises(ZeroDivisionError):
         _fail_while_guarded()
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+PRODUCTS = {
+    "nothing": lambda: None,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "allow_tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "the newer switch": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+}
+"""What a program may have asked for before."""
+
+READ = {
+    "TF32 of products": "torch.backends.cuda.matmul.allow_tf32",
+    "their precision": "torch.get_float32_matmul_precision()",
+    "a CPU's": "torch.backends.mkldnn.matmul.fp32_precision",
+    "the newer one": "torch.backends.cuda.matmul.fp32_precision",
+}
+
+
+def _products():
+    """Return the switches; PyTorch refuses to read some of them after a mix."""
+    found = {}
+    for name, code in READ.items():
+        try:
+            found[name] = eval(code)
+        except (AttributeError, RuntimeError) as error:
+            found[name] = type(error).__name__
+    return found
+
+
+@pytest.fixture
+def untouched():
+    """Products as a program has them that asks for nothing."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("asked", PRODUCTS)
+@pytest.mark.parametrize(
+    "guard",
+    [lambda device: switched(device, tf32=True), tuned_convolutions],
+    ids=["inference", "training"],
+)
+def test_products_are_float32_on_a_gpu_and_as_before_afterwards(asked, guard, untouched):
+    """A resize by products needs all bits, whatever convolutions may use and the program asks."""
+    if asked == "the newer switch" and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this PyTorch has one switch")
+    PRODUCTS[asked]()
+    before = _products()
+    with guard(torch.device("cuda")):
+        assert _products()["TF32 of products"] is False
+    assert _products() == before
+    with guard(torch.device("cpu")):
+        assert _products() == before
 
 
 def _fail_while_guarded():
@@ -56,6 +117,20 @@ def test_a_checkpoint_infers_as_its_options_say_on_a_gpu(checkpoint, frames, mon
     )
     runtime.infer(frames)
     assert seen == [not tf32, tf32]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_close_lets_go_of_the_networks_while_the_runtime_lives(model, checkpoint, precision):
+    own = copy.deepcopy(model)
+    networks = weakref.ref(own)
+    spec = ModelSpec.read(checkpoint)
+    runtime = PyTorchRuntime(own, spec, options=TorchOptions(precision=precision))
+    del own
+    runtime.close()
+    gc.collect()
+    assert networks() is None
+    with pytest.raises(BackendError, match="closed"):
+        runtime.student_teacher()
 
 
 def test_threads_are_those_of_the_process(checkpoint):

@@ -22,7 +22,7 @@ from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.serving.app import make_app
 from destseg_deploy.serving.service import Service
 from destseg_deploy.spec import FileRecord, ModelSpec, Threshold
-from tests.fakes.runtime import FakeRuntime, fake_spec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 
 LIMIT = 200_000
 THRESHOLD = Threshold(0.5, 0.6, "made up", 9, 0.1)

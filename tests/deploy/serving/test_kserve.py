@@ -9,7 +9,7 @@ import pytest
 from destseg_deploy.errors import ShapeError
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.serving.kserve import read_request, write_response
-from tests.fakes.runtime import fake_spec
+from destseg_deploy.testing import fake_spec
 
 SPEC = fake_spec(4, 6)
 FRAMES = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
@@ -85,6 +85,10 @@ def test_all_outputs_are_given_unless_some_are_asked_for():
                 for name in ("anomaly_map", "score", "verdict")
             ]
         },
+        {
+            "parameters": {"binary_data_output": True},
+            "outputs": [{"name": name} for name in ("anomaly_map", "score", "verdict")],
+        },
     ],
 )
 def test_outputs_come_as_bytes_where_asked(asked):
@@ -97,6 +101,12 @@ def test_outputs_come_as_bytes_where_asked(asked):
     np.testing.assert_array_equal(maps.view("<f4").reshape(2, 4, 6), ANSWER.anomaly_map)
     np.testing.assert_array_equal(scores.view("<f4"), ANSWER.score)
     assert words.tobytes() == struct.pack("<I", 2) + b"OK" + struct.pack("<I", 2) + b"NG"
+
+
+def test_what_an_output_says_counts_more_than_what_the_request_says():
+    outputs = [{"name": "score", "parameters": {"binary_data": False}}, {"name": "verdict"}]
+    asked = _json(parameters={"binary_data_output": True}, outputs=outputs)
+    assert read_request(asked, None, SPEC).outputs == {"score": False, "verdict": True}
 
 
 def test_without_a_threshold_there_is_no_verdict():

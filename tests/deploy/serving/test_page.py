@@ -21,17 +21,17 @@ pytest.importorskip("uvicorn")
 
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import FileRecord, ModelSpec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from destseg_deploy.thresholds import by_hand
 from tests.browser import complaints, requested, resize
 from tests.deploy.serving.test_app import _huge_png
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = """
 import importlib
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import ModelSpec
-from tests.fakes.runtime import FakeRuntime
+from destseg_deploy.testing import FakeRuntime
 module = importlib.import_module("destseg_deploy.cli.page")
 module.load = lambda artifact, **how: Predictor(FakeRuntime(ModelSpec.read(artifact)))
 module.page()

@@ -197,7 +197,7 @@ def replace(source, target):
 
 os.replace = replace
 train_small(
-    Path(category), Path(output), LONGER, save_every=-1, tensorboard=Path(log) if log else None,
+    Path(category), Path(output), LONGER, save_every=0, tensorboard=Path(log) if log else None,
     report=lambda p: kill() if where == f"step {p.done}" else None,
 )
 """

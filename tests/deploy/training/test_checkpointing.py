@@ -47,7 +47,7 @@ def saved_states(
         recipe,
         precision,
         save=lambda state: kept.append(copy.deepcopy(state)),
-        save_every=-1,
+        save_every=0,
         **options,
     )
     return kept, net
@@ -335,7 +335,7 @@ def interrupted(category: Path, output: Path, step: int, **options: Any) -> None
             raise Stop
 
     with pytest.raises(Stop):
-        train_small(category, output, LONGER, report=report, save_every=-1, **options)
+        train_small(category, output, LONGER, report=report, save_every=0, **options)
     assert [path.name for path in output.parent.iterdir()] == ["cable.resume"]
 
 

@@ -26,6 +26,7 @@ from destseg_deploy.locks import locked
 from destseg_deploy.spec import ModelSpec, Threshold
 from destseg_deploy.thresholds import set_threshold
 from destseg_deploy.training import checkpointing, loop, run
+from destseg_deploy.training.precision import computing_with
 from destseg_deploy.training.run import refuse_shared
 from tests.deploy.training.cases import LONGER, ROOT, TINY, train_small
 from tests.unchanged import unchanged
@@ -43,7 +44,7 @@ def interrupted(category: Path, output: Path, step: int = 14) -> Path:
             raise Stop
 
     with pytest.raises(Stop):
-        train_small(category, output, LONGER, report=report, save_every=-1)
+        train_small(category, output, LONGER, report=report, save_every=0)
     return output.with_suffix(".resume")
 
 
@@ -148,7 +149,7 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_state_before(
     monkeypatch.setattr(files_module, "_prepare", prepare)
     expected = rf"cable\.resume: the state after step {step} cannot be saved \(No space"
     with pytest.raises(TrainingError, match=expected) as caught:
-        train_small(category, output, LONGER, save_every=-1)
+        train_small(category, output, LONGER, save_every=0)
     assert "\n" not in str(caught.value)
     left = [path.name for path in tmp_path.iterdir()]
     assert left == (["cable.resume"] if step > 1 else [])
@@ -190,7 +191,7 @@ def report(progress):
 @click.command(cls=OneLineErrors)
 def command():
     paths = map(Path, sys.argv[1:])
-    train_small(*paths, LONGER, save_every=-1, report=report)
+    train_small(*paths, LONGER, save_every=0, report=report)
 
 command.main(args=[])
 """
@@ -329,6 +330,25 @@ def test_a_whole_state_that_contradicts_itself_is_refused(
 
 
 # ---------------------------------------------------------------------------- threads
+
+
+def test_the_threshold_is_measured_with_the_threads_of_the_training(
+    category: Path, tmp_path: Path
+) -> None:
+    """Another number changes the last bits of scores, and so the threshold."""
+    counts: list[int] = []
+    measure = run.measure_normal
+
+    def noted(*given: Any) -> Threshold:
+        counts.append(torch.get_num_threads())
+        return measure(*given)
+
+    output = tmp_path / "cable.safetensors"
+    with computing_with(2):
+        interrupted(category, output)
+    with mock.patch.object(run, "measure_normal", noted):
+        train_small(category, output, LONGER, threads=1)
+    assert counts == [2]
 
 
 def test_a_continued_run_takes_the_threads_it_began_with(category: Path, tmp_path: Path) -> None:

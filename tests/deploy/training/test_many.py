@@ -76,7 +76,7 @@ def stopped_later(category: Path, output: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        train_small(category, output, LONGER, report=report, save_every=-1, restart=True)
+        train_small(category, output, LONGER, report=report, save_every=0, restart=True)
     assert output.with_suffix(".resume").is_file()
 
 

@@ -41,7 +41,7 @@ from tests.deploy.training.cases import (
 @given(count=st.integers(1, 400), share=st.floats(0, 0.99))
 def test_holdout_splits_evenly(count: int, share: float) -> None:
     images = [Path(f"{i:03d}.png") for i in range(count)]
-    wanted = math.ceil(share * count)
+    wanted = math.ceil(round(share * count, 9))
     if wanted >= count:
         with pytest.raises(TrainingError, match="leaves none to train on"):
             split_holdout(images, share)
@@ -54,6 +54,19 @@ def test_holdout_splits_evenly(count: int, share: float) -> None:
     places = [-1, *(images.index(path) for path in held_out), count]
     if wanted:
         assert max(np.diff(places)) <= count / wanted + 1
+
+
+@pytest.mark.parametrize(("share", "count", "held"), [(0.07, 100, 7), (0.1, 30, 3), (0.011, 90, 1)])
+def test_holdout_takes_no_image_too_many(share: float, count: int, held: int) -> None:
+    """0.07 * 100 is 7.000000000000001, of which 8 images came."""
+    images = [Path(f"{i:03d}.png") for i in range(count)]
+    assert len(split_holdout(images, share)[1]) == held
+
+
+def test_an_image_is_not_held_out_and_trained_on() -> None:
+    images = [Path("a/1.png"), Path("a/2.png"), Path("a/../a/1.png")]
+    with pytest.raises(TrainingError, match=r"a/1\.png: twice among the images to train on"):
+        split_holdout(images, 0.3)
 
 
 def test_no_holdout_keeps_all() -> None:

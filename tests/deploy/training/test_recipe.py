@@ -14,7 +14,15 @@ from destseg_deploy.errors import TrainingError
 from destseg_deploy.spec import TilingSpec
 from destseg_deploy.training import loop as schedule
 from destseg_deploy.training.loop import make_optimizer
-from destseg_deploy.training.recipe import PRESETS, Phase, Recipe, make_recipe, phases, rate_factor
+from destseg_deploy.training.recipe import (
+    PRESETS,
+    Phase,
+    Recipe,
+    TrainingOptions,
+    make_recipe,
+    phases,
+    rate_factor,
+)
 from tests.deploy.training.cases import TINY, fit, make_net
 
 
@@ -106,7 +114,14 @@ def test_tiles_overlap_by_a_quarter_unless_said() -> None:
         ({"holdout": -0.1}, r"holdout is -0\.1, expected a share"),
         ({"top_k": 0}, "top_k is 0, expected 1 to 65536, the pixels of the network"),
         ({"size": 64, "top_k": 4097}, "top_k is 4097, expected 1 to 4096"),
-        ({"rotation": "half"}, "rotation is half, expected none, slight, full"),
+        ({"rotation": "half"}, "rotation 'half': expected none or slight or full"),
+        ({"decay": "linear"}, "decay 'linear': expected none or cosine"),
+        ({"batch_size": 2.5}, "batch_size 2.5: got float, expected int"),
+        ({"size": "256"}, "size '256': got str, expected int"),
+        ({"student_lr": -1.0}, r"student_lr is -1\.0, expected above 0"),
+        ({"head_lr": math.inf}, "head_lr is inf, expected above 0"),
+        ({"momentum": 5.0}, r"momentum is 5\.0, expected a number in \[0, 1\)"),
+        ({"weight_decay": math.nan}, "weight_decay is nan, expected at least 0"),
     ],
 )
 def test_values_that_cannot_be_trained_with_are_refused(
@@ -114,6 +129,22 @@ def test_values_that_cannot_be_trained_with_are_refused(
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         make_recipe("quick", **change)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": -5}, "workers: -5, expected 0 to 1024"),
+        ({"threads": -3}, "threads: -3, expected 0 to 1024"),
+        ({"save_every": "x"}, "save_every 'x': got str, expected float"),
+        ({"precision": "fp8"}, "precision 'fp8': expected auto or fp32"),
+        ({"device": "gpu"}, "device is gpu, expected auto, cpu, cuda or cuda:<index>"),
+        ({"false_reject_rate": 1.0}, r"false_reject_rate is 1\.0, expected between 0 and 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        TrainingOptions(**values)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_run_on_tiles_continues_with_the_same_bits(frames: Path, tmp_path: Pat
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     train_small(frames, whole, recipe)
     with pytest.raises(Stop):
-        train_small(frames, parts, recipe, save_every=-1, report=lambda s: stop(s.done))
+        train_small(frames, parts, recipe, save_every=0, report=lambda s: stop(s.done))
     with pytest.raises(TrainingError, match=r"overlap 16, now 0"):
         train_small(frames, parts, replace(recipe, overlap=0))
     with pytest.raises(TrainingError, match=r"region None, now \{'x': 8"):

@@ -118,7 +118,7 @@ def test_quantize_passes_its_options_on(onnx_artifact, tmp_path, monkeypatch):
     assert "given back  b" in result.stdout
     assert "pixel AP    0.7000 -> 0.6900" in result.stdout
     assert "threshold   0.5000, set for fp32" in result.stdout
-    assert f"destseg-threshold {asked['output']} --normal" in result.stdout
+    assert f"destseg-threshold {asked['output']} --good" in result.stdout
 
 
 def test_quantize_says_in_one_line_what_is_wrong(onnx_artifact, tmp_path):

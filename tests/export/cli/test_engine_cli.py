@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from destseg_deploy.device import Device
 from destseg_deploy.spec import FileRecord, ModelSpec, ParityRecord, spec_path
+from destseg_deploy.testing import fake_spec
 from destseg_export import pipeline as whole_way
 from destseg_export import to_onnx
 from destseg_export.cli import export
@@ -19,7 +20,6 @@ from destseg_export.engine.options import BuildOptions
 from destseg_export.engine.site import NoGpuError
 from destseg_export.parity import Verification
 from tests.export.engine.cases import GpuMachine, write_model
-from tests.fakes.runtime import fake_spec
 from tests.unchanged import unchanged
 
 

@@ -12,12 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import BatchRange, FileRecord, ModelSpec, ParityRecord
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from destseg_export import parity
 from destseg_export.engine import comparison, refit
 from destseg_export.engine import site as engine_site
 from destseg_export.frames import Frames
 from tests.fakes.device import FakeDevice
-from tests.fakes.runtime import FakeRuntime, fake_spec
 from tests.fakes.tensorrt_builder import Library
 
 BATCH = BatchRange(1, 2, 4)

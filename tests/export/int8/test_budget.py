@@ -54,9 +54,9 @@ def test_attempts_are_reported():
     lines = []
     fit_budget(_measure, "abc", 0.25, lines.append)
     assert lines == [
-        "3 of 3 layers in int8: at most 2.50 points lost, answers move by 10% of the limit",
-        "2 of 3 layers in int8: at most 0.50 points lost, answers move by 10% of the limit",
-        "1 of 3 layers in int8: at most 0.10 points lost, answers move by 10% of the limit",
+        "3 of 3 layers in int8: up to 2.50 points lost, answers move by 10% of the limit",
+        "2 of 3 layers in int8: up to 0.50 points lost, answers move by 10% of the limit",
+        "1 of 3 layers in int8: up to 0.10 points lost, answers move by 10% of the limit",
     ]
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 import numpy as np
 
 from destseg_deploy.data.calibration import add_anomalies, read_normal
+from destseg_deploy.testing import fake_spec
 from destseg_export.int8.calibrate import Calibration, measure_ranges, measure_shifts
 from destseg_export.int8.qdq import Range
 from tests.deploy.data.noise_images import write_noise
 from tests.export.fusions.cases import floats, make, node
-from tests.fakes.runtime import fake_spec
 
 
 def test_ranges_reach_as_far_as_the_anomalies(tmp_path):

@@ -1,6 +1,7 @@
 """fp32 artifact to int8 artifact, on the small random network."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +9,24 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from destseg_deploy.errors import DataError, ExportError, SpecError
 from destseg_deploy.loading import load
 from destseg_deploy.spec import FusionRecord, ModelSpec, ParityRecord
+from destseg_deploy.testing import fake_spec
 from destseg_export.fusions.apply import FOR_INT8, fuse
 from destseg_export.int8 import judge, measured, quantize
 from destseg_export.int8.budget import rank_layers
 from destseg_export.int8.calibrate import measure_ranges
 from destseg_export.int8.networks import NETWORKS
 from destseg_export.int8.qdq import Range, find_layers, quantize_layers, tensors_around
-from destseg_export.int8.quantize import Int8Options, quantize_artifact, read_source
+from destseg_export.int8.quantize import (
+    Int8Options,
+    quantize_artifact,
+    read_labelled,
+    read_source,
+)
 from tests.unchanged import unchanged
 
 
@@ -173,16 +181,18 @@ def test_a_budget_that_cannot_be_met_writes_nothing(onnx_artifact, category, tmp
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("values", "words"),
     [
-        (Int8Options(scheme="s4"), "scheme 's4'"),
-        (Int8Options(parts=("student_net.head",)), "part 'student_net.head'"),
-        (Int8Options(max_drop=-1), "--max-drop -1"),
+        ({"scheme": "s4"}, "scheme 's4': expected u8 or s8"),
+        ({"parts": ("student_net.head",)}, "part 'student_net.head'"),
+        ({"max_drop": -1}, "max_drop: -1, expected 0 to 100"),
+        ({"max_drop": math.nan}, "max_drop: nan, expected 0 to 100"),
+        ({"images": -1}, "images: -1, expected 1 to"),
     ],
 )
-def test_bad_options_are_refused_before_images_are_read(onnx_artifact, tmp_path, options, words):
+def test_options_out_of_range_are_refused(values, words):
     with pytest.raises(ExportError, match=words):
-        quantize_artifact(onnx_artifact, tmp_path / "x.onnx", tmp_path / "none", options=options)
+        Int8Options(**values)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +209,20 @@ def test_a_source_that_was_fused_for_float32_is_said_to_be_slower(
     read_source(source, Int8Options(), lines.append)
     assert len(lines) == told
     assert all("(shortcuts, kernels), which makes int8 slower" in line for line in lines)
+
+
+def test_a_defect_whose_mask_vanishes_is_still_one(tmp_path):
+    """Its image counted as a good part."""
+    for kind, side in (("good", 0), ("tiny", 1), ("big", 90)):
+        mask = np.zeros((256, 256), np.uint8)
+        mask[10 : 10 + side, 10 : 10 + side] = 255
+        for i, name in enumerate((f"d/{kind}", f"d/masks/{kind}")):
+            (tmp_path / name).mkdir(parents=True)
+            if i == 0 or side:
+                Image.fromarray(np.stack([mask] * 3, 2)).save(tmp_path / name / "0.png")
+    found = read_labelled(tmp_path / "d", fake_spec())
+    assert found.masks.any(axis=(1, 2)).tolist() == [False, True, False]
+    assert found.labels.tolist() == [False, True, True]
 
 
 def test_bad_images_are_refused(onnx_artifact, category, tmp_path):

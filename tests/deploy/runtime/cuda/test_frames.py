@@ -16,11 +16,11 @@ from destseg_deploy.data.resize import resize_image
 from destseg_deploy.errors import BackendError, ShapeError
 from destseg_deploy.predictor import Predictor, resize_map
 from destseg_deploy.spec import BatchRange, NetworkSpec
+from destseg_deploy.testing import FakeRuntime
 from tests.deploy.runtime.cuda.resize_cases import noise
 from tests.deploy.runtime.ort.cases import OrtBench
 from tests.deploy.runtime.trt.cases import Bench, equal, frames_of, wanted
 from tests.fakes.host_kernels import HostCompiler
-from tests.fakes.runtime import FakeRuntime
 from tests.fakes.tensorrt_module import engine_spec, write_engine
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")

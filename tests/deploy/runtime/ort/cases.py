@@ -14,9 +14,9 @@ from destseg_deploy.runtime.ort import gpu_runtime
 from destseg_deploy.runtime.ort.gpu_runtime import OrtGpuRuntime
 from destseg_deploy.runtime.ort.runtime import OrtRuntime
 from destseg_deploy.spec import FileRecord
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from tests.fakes.device import FakeDevice
 from tests.fakes.onnxruntime_module import CPU, CUDA, TENSORRT, AssignedNode, Module
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 NODES = tuple(AssignedNode(kind, f"{kind}_1") for kind in ("Cast", "Conv", "MatMul", "TopK"))
 SHAPES = (AssignedNode("Shape", "Shape_1"), AssignedNode("Concat", "Concat_1"))

@@ -21,9 +21,9 @@ from destseg_deploy.runtime.ort.session import (
     session_settings,
 )
 from destseg_deploy.spec import QuantizationRecord
+from destseg_deploy.testing import fake_spec
 from tests.deploy.runtime.ort.cases import OrtBench, equal
 from tests.fakes.onnxruntime_module import Module
-from tests.fakes.runtime import fake_spec
 
 SPEC = fake_spec()
 INT8 = replace(SPEC, precision="int8")

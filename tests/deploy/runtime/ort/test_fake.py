@@ -107,7 +107,7 @@ def test_options_of_providers_are_in_the_library():
     from destseg_deploy.device import CUDA
     from destseg_deploy.options import OrtOptions
     from destseg_deploy.runtime.ort.providers import provider_options
-    from tests.fakes.runtime import fake_spec
+    from destseg_deploy.testing import fake_spec
 
     if fake.TENSORRT not in ort.get_available_providers():
         pytest.skip("needs onnxruntime-gpu")

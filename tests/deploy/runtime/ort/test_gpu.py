@@ -14,6 +14,7 @@ import pytest
 
 from destseg_deploy.errors import BackendError, ShapeError
 from destseg_deploy.runtime.ort.bindings import MAX_GRAPHS
+from destseg_deploy.runtime.ort.session import placed_nodes
 from destseg_deploy.spec import BatchRange, InputSpec
 from tests.deploy.runtime.ort.cases import NODES, SHAPES, OnGpu, OrtBench, equal
 from tests.fakes.onnxruntime_module import CPU, CUDA, TENSORRT, AssignedNode
@@ -136,17 +137,18 @@ def test_work_left_to_another_provider_is_an_error(bench, device, placed):
 @pytest.mark.parametrize("device", DEVICES)
 def test_shapes_may_be_computed_on_the_cpu(bench, device):
     runtime = bench.open(device)
-    assert runtime.placement[CPU] == len(SHAPES)
-    assert sum(runtime.placement.values()) == len(NODES + SHAPES)
+    providers = [node.provider for node in placed_nodes(bench.session)]
+    assert providers.count(CPU) == len(SHAPES)
+    assert len(providers) == len(NODES + SHAPES)
     runtime.close()
 
 
-def test_an_old_onnx_runtime_cannot_tell_the_placement(bench, monkeypatch):
+def test_an_old_onnx_runtime_cannot_tell_where_nodes_run_and_opens(bench, monkeypatch):
     from tests.fakes import onnxruntime_module as fake_onnxruntime
 
     monkeypatch.delattr(fake_onnxruntime.Session, "get_provider_graph_assignment_info")
     runtime = bench.open("cuda")
-    assert runtime.placement is None
+    assert placed_nodes(bench.session) is None
     runtime.close()
 
 

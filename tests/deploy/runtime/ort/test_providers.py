@@ -19,7 +19,7 @@ from destseg_deploy.runtime.ort.providers import (
     provider_options,
 )
 from destseg_deploy.spec import BatchRange, InputSpec
-from tests.fakes.runtime import fake_spec
+from destseg_deploy.testing import fake_spec
 
 SPEC = replace(fake_spec(256, 320), input=InputSpec(256, 320, BatchRange(1, 4, 8)))
 RESIZING = replace(SPEC, input=InputSpec(1024, 1280, BatchRange(1, 1, 2)))

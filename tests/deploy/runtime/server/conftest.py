@@ -9,8 +9,8 @@ import pytest
 
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import ModelSpec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from tests.deploy.runtime.server.cases import write_artifact
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from destseg_deploy import BackendError
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.runtime.server.over_grpc import SERVICE, messages, read_tensors
 from destseg_deploy.spec import ModelSpec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from tests.deploy.runtime.server.cases import FRAMES, METADATA, opened, write_artifact
 from tests.fakes.kserve_grpc import UNLIMITED, Kserve, metadata, model_server, refuse
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 M = messages()
 

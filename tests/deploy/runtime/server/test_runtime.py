@@ -10,8 +10,8 @@ import pytest
 from destseg_deploy import BackendError, ServerOptions, SpecError
 from destseg_deploy.predictor import Predictor
 from destseg_deploy.spec import ModelSpec
+from destseg_deploy.testing import FakeRuntime, fake_spec
 from tests.deploy.runtime.server.cases import FRAMES, opened, write_artifact
-from tests.fakes.runtime import FakeRuntime, fake_spec
 
 
 def test_a_server_answers_as_the_file_does(artifact, address):

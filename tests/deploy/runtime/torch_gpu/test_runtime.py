@@ -1,5 +1,7 @@
 """PyTorch's half network in the slots of a GPU: on fakes here, and on a GPU where there is one."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
@@ -16,38 +18,12 @@ from destseg_deploy.models.inference import served_graph
 from destseg_deploy.options import TorchOptions
 from destseg_deploy.runtime.base import Prediction
 from destseg_deploy.runtime.torch_gpu import runtime as torch_gpu_runtime
-from destseg_deploy.runtime.torch_gpu.runtime import PyTorchGpuRuntime
-from destseg_deploy.runtime.torch_runtime import PyTorchRuntime
+from destseg_deploy.runtime.torch_gpu.runtime import CudaPlace
 from tests.deploy.runtime.ort.cases import OnGpu
 from tests.fakes.device import FakeDevice
-from tests.fakes.torch_place import HostPlace
 
 ROUNDING = 5e-5
 """The random network amplifies float32 rounding, which changes with the batch, up to this."""
-
-
-class Bench:
-    """Opens the runtime on a fake GPU; bf16 is what a CPU computes without emulation."""
-
-    def __init__(self, monkeypatch):
-        self.gpu, self.place = FakeDevice(), HostPlace()
-        monkeypatch.setattr(torch_gpu_runtime, "open_device", lambda device, binding: self.gpu)
-        monkeypatch.setattr(torch_gpu_runtime, "CudaPlace", lambda index: self.place)
-        monkeypatch.setattr(
-            torch_gpu_runtime,
-            "PyTorchRuntime",
-            lambda model, spec, device: PyTorchRuntime(model, spec),
-        )
-        # Of the gate test_parity.py tells; the random network of these tests amplifies rounding.
-        monkeypatch.setattr(torch_gpu_runtime, "check_runtime", lambda *_: None)
-
-    def open(self, checkpoint, **options):
-        return PyTorchGpuRuntime(checkpoint, options=TorchOptions(precision="bf16", **options))
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    return Bench(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +57,58 @@ def test_each_batch_is_recorded_once_and_replayed(
     assert [name for name, _ in bench.gpu.done].count("launch_graph") == (5 if graph else 0)
     runtime.close()
     assert not bench.gpu.live
+
+
+def test_a_refused_recording_is_said_once_and_the_network_runs_plainly(
+    bench, checkpoint, frames_of_module, expected, monkeypatch, caplog
+):
+    tried = []
+
+    def refuse(stream, work):
+        tried.append(stream)
+        raise BackendError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(bench.place, "record", refuse)
+    runtime = bench.open(checkpoint)
+    with caplog.at_level("WARNING"):
+        for n in (1, 1, 3, 1):
+            found = runtime.infer(frames_of_module[:n])
+            np.testing.assert_allclose(found.anomaly_map, expected[n - 1].anomaly_map, atol=1e-2)
+    assert len(tried) == len(caplog.records) == 1
+    assert "CUDA graphs are not used, which costs some latency: operation not" in caplog.text
+    runtime.close()
+    assert not bench.gpu.live
+
+
+def test_a_recording_that_fails_leaves_the_thread_its_stream(monkeypatch):
+    """torch.cuda.graph ends its capture first, and where that raises, keeps its stream current."""
+    current = ["the thread's own"]
+
+    class Recording:
+        def __init__(self, graph, *, stream, capture_error_mode):
+            self._stream = stream
+
+        def __enter__(self):
+            current[0] = self._stream
+
+        def __exit__(self, *error):
+            raise RuntimeError("CUDA error: operation failed\ndue to a previous error")
+
+    @contextmanager
+    def stream(one):
+        before, current[0] = current[0], one
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: handle)
+    with pytest.raises(BackendError, match=r"\(CUDA error: operation failed due to a previous"):
+        CudaPlace(0).record(FakeDevice().stream(), lambda: None)
+    assert current == ["the thread's own"]
 
 
 def test_the_spec_says_what_computes(bench, checkpoint):
@@ -126,20 +154,6 @@ def test_a_benign_model_passes_the_gate_on_a_cpu(benign, category):
     with load(benign, options=options) as predictor:
         assert predictor.spec.precision == "fp16"
         assert predictor(np.zeros((1, 64, 64, 3), np.uint8)).score.dtype == np.float32
-
-
-@pytest.fixture(scope="module")
-def benign(model, checkpoint, tmp_path_factory):
-    """A model that amplifies rounding little: its last convolution is a tenth as large."""
-    import copy
-
-    from destseg_deploy.models.weights import load_checkpoint, save_checkpoint
-
-    small = copy.deepcopy(model)
-    small.segmentation_net.head[4].weight.data *= 0.02
-    path = tmp_path_factory.mktemp("benign") / "cable.safetensors"
-    save_checkpoint(small, load_checkpoint(checkpoint)[1], path)
-    return path
 
 
 def test_a_broken_half_is_refused(benign, category, monkeypatch):

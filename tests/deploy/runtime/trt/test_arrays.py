@@ -110,7 +110,7 @@ def test_answers_are_written_where_they_are_wanted(bench, kind):
         runtime.infer_into(images, maps, score)
         equal(Prediction(maps.values, score.values), wanted(frames))
         names = {name for name, _ in bench.gpu.calls[start:]}
-        assert not names & {"copy_in", "copy_out", "copy", "allocate", "allocate_pinned"}
+        assert not names & {"copy_in", "copy_out", "allocate", "allocate_pinned"}
         if kind is DLPack:
             assert images.asked == [runtime._pool.slots[0].stream.handle]
             assert maps.asked == score.asked == [NO_WAIT], "its package was asked already"
@@ -188,7 +188,7 @@ def test_work_of_the_callers_stream_is_done_first(bench):
             bench.gpu, np.zeros_like(frames), stream=grabber.handle if named else None
         )
         maps, score = _outputs(Interface, bench.gpu, 1)
-        grabber.copy(images.pointer, source.pointer, frames.nbytes)
+        grabber.grab(images.pointer, source.pointer, frames.nbytes)
         runtime.infer_into(images, maps, score, stream=None if named else grabber.handle)
         equal(Prediction(maps.values, score.values), wanted(frames))
         assert grabber in bench.gpu.live, "somebody else's stream was closed"
@@ -204,7 +204,7 @@ def test_nobody_waits_for_a_stream_that_was_not_named(bench):
     grabber, source = bench.gpu.stream(), Interface(bench.gpu, frames)
     images = Interface(bench.gpu, np.zeros_like(frames))
     maps, score = _outputs(Interface, bench.gpu, 1)
-    grabber.copy(images.pointer, source.pointer, frames.nbytes)
+    grabber.grab(images.pointer, source.pointer, frames.nbytes)
     runtime.infer_into(images, maps, score)
     assert (maps.values == 0).all()
     for thing in (grabber, source, images, maps, score):

@@ -13,7 +13,7 @@ from destseg_deploy.runtime.trt.record import (
     rebuild_command,
 )
 from destseg_deploy.spec import EngineRecord, FileRecord, ModelSpec
-from tests.fakes.runtime import fake_spec
+from destseg_deploy.testing import fake_spec
 
 H100 = "NVIDIA H100 80GB HBM3"
 HERE = Machine("tensorrt", "11.4.0.106", H100, "sm_90")

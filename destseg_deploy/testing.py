@@ -1,4 +1,10 @@
-"""A runtime without a network, for tests of everything above runtimes: brightness is anomalous."""
+"""A runtime without a network, for tests of what calls a predictor: brightness is anomalous.
+
+>>> from destseg_deploy import Predictor
+>>> predictor = Predictor(FakeRuntime())
+>>> predictor(np.full((32, 32, 3), 51, np.uint8)).score.tolist()
+[0.20000000298023224]
+"""
 
 from __future__ import annotations
 
