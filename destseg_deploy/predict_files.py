@@ -129,8 +129,10 @@ def predict_files(
         _write_table(rows, staged / f"predictions.{table}")
         if overlays:
             _write_overview(rows, names, staged)
-            _write_record(staged, before)
         made = _files_below(staged)
+        if overlays:
+            _write_record(staged / RECORD, before | made)
+            made[RECORD] = 0
     _remove(output, before.keys() - made.keys())
     return rows
 
@@ -179,14 +181,10 @@ def _read_record(path: Path) -> dict[Path, int] | None:
     return {n: size for n, size in sizes.items() if not n.anchor and ".." not in n.parts}
 
 
-def _write_record(staged: Path, before: Mapping[Path, int]) -> None:
-    """Record the staged pictures, and those of before: a crash may come before their removal."""
-    pictures = {
-        name.as_posix(): size
-        for name, size in {**before, **_files_below(staged)}.items()
-        if name.suffix == ".png"
-    }
-    (staged / RECORD).write_text(json.dumps(pictures, indent=1) + "\n", "utf-8")
+def _write_record(path: Path, files: Mapping[Path, int]) -> None:
+    """Record new pictures, and those of before: a crash may come before their removal."""
+    pictures = {name.as_posix(): size for name, size in files.items() if name.suffix == ".png"}
+    path.write_text(json.dumps(pictures, indent=1) + "\n", "utf-8")
 
 
 def _files_below(folder: Path) -> dict[Path, int]:

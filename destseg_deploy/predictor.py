@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import IOBase
 from pathlib import Path
@@ -162,13 +162,12 @@ class Predictor:
             raise ShapeError(f"maximum: {maximum!r} without frame_format, which it belongs to.")
         if frame_format is not None:
             several = (_converted(frame, frame_format, maximum) for frame in several)
-        taken = _Taken(self._frame, lent=not isinstance(frames, Sequence | np.ndarray))
-        groups = taken.groups(several, max(wanted, batch.min))
+        sizes: deque[tuple[int, int]] = deque()  # of frames that were taken and not yet answered
+        lent = not isinstance(frames, Sequence | np.ndarray)
+        groups = self._groups(several, max(wanted, batch.min), sizes, lent=lent)
         pixel = None if self.spec.threshold is None else self.spec.threshold.pixel
         for single in self._singles(groups, source_maps=source_maps):
-            yield replace(single, frame_sizes=(taken.sizes.popleft(),), pixel_threshold=pixel)
-        if taken.error is not None:
-            raise taken.error
+            yield replace(single, frame_sizes=(sizes.popleft(),), pixel_threshold=pixel)
 
     def _singles(
         self, groups: Iterable[list[NDArray[np.uint8]]], *, source_maps: bool
@@ -254,6 +253,36 @@ class Predictor:
         """Close."""
         self.close()
 
+    def _groups(
+        self, frames: Iterable[Frame], size: int, sizes: deque[tuple[int, int]], *, lent: bool
+    ) -> Iterator[list[NDArray[np.uint8]]]:
+        """Cut frames into lists of a size, the last one shorter, after checking each frame.
+
+        A frame that is refused raises its error when those before it were given.
+
+        Args:
+            frames: The frames.
+            size: How many are in a list.
+            sizes: Gets the heights and widths of the frames.
+            lent: Whether an array may have the next frame's pixels when that is taken.
+        """
+        group: list[NDArray[np.uint8]] = []
+        try:
+            for frame in frames:
+                pixels = self._frame(frame)
+                kept = lent and size > 1 and isinstance(frame, np.ndarray)
+                group.append(pixels.copy() if kept else pixels)
+                sizes.append((pixels.shape[0], pixels.shape[1]))
+                if len(group) == size:
+                    yield group
+                    group = []
+        except Exception:
+            if group:
+                yield group
+            raise
+        if group:
+            yield group
+
     def _frame(self, frame: Frame) -> NDArray[np.uint8]:
         """Return what was passed as pixels that the artifact takes."""
         if isinstance(frame, str | Path):
@@ -315,35 +344,6 @@ class Predictor:
                 "destseg-threshold ARTIFACT --good FOLDER"
             )
         return threshold
-
-
-class _Taken:
-    """The frames of a stream that were taken and not yet answered."""
-
-    def __init__(self, check: Callable[[Frame], NDArray[np.uint8]], *, lent: bool) -> None:
-        """Take frames through ``check``; ``lent``: the next one may come in the same memory."""
-        self._check, self._lent = check, lent
-        self.sizes: deque[tuple[int, int]] = deque()
-        self.error: Exception | None = None
-
-    def groups(self, frames: Iterable[Frame], size: int) -> Iterator[list[NDArray[np.uint8]]]:
-        """Cut frames into lists of a size, the last one shorter.
-
-        An error ends them, and is kept until the frames before it are answered.
-        """
-        group: list[NDArray[np.uint8]] = []
-        try:
-            for frame in frames:
-                pixels = self._check(frame)
-                group.append(pixels.copy() if self._lent and size > 1 else pixels)
-                self.sizes.append((pixels.shape[0], pixels.shape[1]))
-                if len(group) == size:
-                    yield group
-                    group = []
-        except Exception as error:
-            self.error = error
-        if group:
-            yield group
 
 
 def _several(frames: Frame | Iterable[Frame], dimensions: int = 3) -> Iterable[Frame]:

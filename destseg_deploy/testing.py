@@ -1,6 +1,8 @@
 """A runtime without a network, for tests of what calls a predictor: brightness is anomalous.
 
+>>> import numpy as np
 >>> from destseg_deploy import Predictor
+>>> from destseg_deploy.testing import FakeRuntime
 >>> predictor = Predictor(FakeRuntime())
 >>> predictor(np.full((32, 32, 3), 51, np.uint8)).score.tolist()
 [0.20000000298023224]

@@ -15,6 +15,7 @@ Only the spec (the ``.json``) is written. The artifact itself is never touched.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -83,9 +84,10 @@ def measure_normal(
         MetricError: As ``from_normal``.
     """
     paths = [Path(image) for image in images]
-    first: dict[Path, Path] = {}
+    first: dict[str, Path] = {}
     for path in paths:
-        if (other := first.setdefault(path.resolve(), path)) is not path:
+        # Two links to one file are one image, too.
+        if (other := first.setdefault(os.path.realpath(path), path)) is not path:
             raise DataError(
                 f"{path}: the same image as {other}. Expected each image once, since the guarantee "
                 "counts them."
@@ -106,7 +108,7 @@ def score_images(
         DataError: If an image cannot be read.
     """
     scores, peaks = [], []
-    for prediction in predictor.stream(map(predictor.read, images)):
+    for prediction in predictor.stream(iter(images)):
         scores.append(prediction.score[0])
         peaks.append(prediction.anomaly_map.max())
         report(len(scores), len(images), images[len(scores) - 1].name)

@@ -160,11 +160,11 @@ def run_step(
     gone = [path for path in step.takes if not path.exists()]
     words = [word for word in step.command if word not in map(str, gone)]
     command = " ".join([Path(words[0]).name, *words[1:]])
+    if made := [path.name for path in step.unless if path.exists()]:
+        return Outcome(step.name, command, "skipped", reason=f"{made[0]} was made")
     missing = [path.name for path in step.needs if not path.exists()]
     if missing:
         return Outcome(step.name, command, "skipped", reason=f"{missing[0]} was not made")
-    if made := [path.name for path in step.unless if path.exists()]:
-        return Outcome(step.name, command, "skipped", reason=f"{made[0]} was made")
     if left < LEAST:
         reason = f"{max(left, 0):.0f} s of the budget are left, expected {LEAST:.0f} or more"
         return Outcome(step.name, command, "skipped", reason=reason)

@@ -158,8 +158,8 @@ def _record(site: Site) -> list[Step]:
         _agreement(site, trained, "agreement of the trained", limit=90),
         _table_s4(site),
         _latency(site, trained, "latency compiled", "--compiled", limit=180),
-        *_untrained(site, trained),
         _training_speed(site, "training speed", 90),
+        *_untrained(site, trained),
     ]
 
 

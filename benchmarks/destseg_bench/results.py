@@ -263,7 +263,8 @@ def _measured(timing: dict[str, Any], where: str) -> Measured:
     median, q1, q3, count = (_number(timing, key, where) for key in ("median", "q1", "q3", "count"))
     if q3 < q1 or count < 1:
         raise ValueError(
-            f"{where}: q1 {q1:g}, q3 {q3:g}, count {count:g}, expected q1 below q3 of 1 or more"
+            f"{where}: q1 {q1:g}, q3 {q3:g}, count {count:g}, expected q1 at most q3, and a count "
+            "of at least 1"
         )
     return Measured(median, NOTCH * (q3 - q1) / math.sqrt(count))
 

@@ -50,7 +50,7 @@ static const char *image_of_png(const uint8_t *file, size_t size, image *read) {
   if (size > INT_MAX || !stbi_info_from_memory(file, (int)size, &width, &height, &channels))
     return "is no PNG";
   if (stbi_is_16_bit_from_memory(file, (int)size)) /* a file does not say how many a camera has */
-    return "has 16 bits a pixel; save it with 8, or pass the camera's buffer as DESTSEG_MONO12";
+    return "has 16 bits a pixel; save it with 8, or pass grey frames as DESTSEG_MONO10, 12 or 16";
   channels = channels < 3 ? 1 : 3;
   pixels = stbi_load_from_memory(file, (int)size, &width, &height, NULL, channels);
   if (pixels == NULL) return "is a damaged PNG";

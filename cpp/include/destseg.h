@@ -16,7 +16,8 @@
  *   was expected and what to do. The library throws no exception to its caller and prints nothing.
  * - The caller owns all memory that it passes. The library owns the texts that it returns; each
  *   function says how long they stay valid. The library keeps nothing of a frame after the call. A
- *   call that fails may have written a part of its results; every verdict is DESTSEG_UNDECIDED then.
+ *   call that fails may have written a part of its results; every verdict is DESTSEG_UNDECIDED then,
+ *   but where the struct_size of results is wrong.
  * - A handle is a number that is looked up, not an address, and is never used twice. A handle that
  *   is closed, or was never opened, is refused with DESTSEG_ERROR_BACKEND.
  * - Threads: every function may be called from any thread at any time, also on the same handle.
@@ -291,7 +292,7 @@ DESTSEG_API destseg_status destseg_get_text(destseg_predictor *predictor, const 
  *
  *   frames       count of them
  *   count        at least 1; more than the artifact's optimal batch are done one group after another
- *   results      receives count answers; when the call fails, count verdicts DESTSEG_UNDECIDED
+ *   results      room for count answers; when the call fails, count verdicts DESTSEG_UNDECIDED
  *   maps         receives count maps of map_height x map_width floats in [0, 1], one after the
  *                other without gaps; NULL when they are not wanted
  *   maps_floats  how many floats maps has room for; 0 with NULL

@@ -1,5 +1,5 @@
-// Too little memory, or too few threads, found in the words of the runtimes: the C++ twin of
-// destseg_deploy/memory.py.
+// Too little memory, found in the words of the runtimes as by destseg_deploy/memory.py; and too few
+// threads.
 //
 // They report both as they report a damaged file, and differ in their words only. Somebody who is told to
 // export again would look for the fault in the wrong place.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from destseg_deploy.archive.uris import FileSystems, is_uri
+from destseg_deploy.data.datasets import scored_part
 from destseg_deploy.data.finding import expand, is_image, stream_below
 from destseg_deploy.data.lists import is_list, read_list
 from destseg_deploy.errors import DataError
@@ -70,9 +71,7 @@ def _of_path(source: str, path: Path) -> Iterable[Path]:
     """Return the images of a list, a folder or a glob, by the rules of all commands."""
     if is_list(path):
         return (entry.path for entry in read_list(path))
-    if (path / "test").is_dir() and (path / "ground_truth").is_dir():  # a category of MVTec AD
-        return stream_below(path / "test")
-    return stream_below(path) if path.is_dir() else expand([source])
+    return stream_below(*scored_part(path)) if path.is_dir() else expand([source])
 
 
 def _of_uri(source: str, suffix: str, systems: FileSystems) -> Iterator[str]:

@@ -149,7 +149,9 @@ def _fitted(param: click.Parameter, value: Any) -> Any:
     if isinstance(value, list):
         values = [_fitted_one(param, one) for one in value]
         if not several and not _reads_commas(param):
-            raise click.UsageError(f"--config: {param.opts[0]}: {value!r} is a list, expected one.")
+            raise click.UsageError(
+                f"--config: {param.opts[0]}: {value!r} is a list, expected one value."
+            )
         return values if several else ",".join(map(str, values))
     found = _fitted_one(param, value)
     return [found] if several else found

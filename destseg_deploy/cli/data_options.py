@@ -90,7 +90,8 @@ class Labelled:
             raise click.UsageError("--good and --ng go together: a folder of each.")
         if is_typed("data") and (self.source is not None or self.good is not None):
             raise click.UsageError(
-                "--data is the folder of --category, and the images are named. Drop one of the two."
+                "--data goes with --category, and the images are named by FOLDER or --good. Drop "
+                "--data."
             )
 
 

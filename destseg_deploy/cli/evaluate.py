@@ -82,7 +82,6 @@ def evaluate(
     Images and masks are PNG, JPEG, BMP or TIFF. Those with an orientation tag or several pages are
     refused.
     """
-    from destseg_deploy.data.seen import seen_in_training
     from destseg_deploy.evaluation.report import evaluate_category
 
     with load(artifact, **how) as predictor:
@@ -97,7 +96,6 @@ def evaluate(
                 batch_size=batch_size,
                 report=advance,
             )
-        seen = seen_in_training(predictor.spec.training, [s.image for s in report.test.samples])
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -105,13 +103,13 @@ def evaluate(
             say(line)
         for path in report.result.vanished:
             say(f"note: the mask of {path} has no pixel left at the map's size", err=True)
-    for remark in _remarks(report, seen):
+    for remark in _remarks(report):
         say(f"note: {remark}", err=True)
     if output is not None:
         say(f"written to {output}", err=True)
 
 
-def _remarks(report: Report, seen: list[Path]) -> Iterator[str]:
+def _remarks(report: Report) -> Iterator[str]:
     """Yield why the numbers may not be what they seem."""
     result = report.result
     if result.image_auroc < result.chance:
@@ -120,11 +118,8 @@ def _remarks(report: Report, seen: list[Path]) -> Iterator[str]:
             f"{result.chance:.2f} on {result.images} images. Train longer, with the ImageNet "
             "teacher and photographs as --textures, and check the labels."
         )
-    if seen:
-        yield (
-            f"{len(seen)} of {result.images} images were trained on, such as {seen[0]}; the "
-            "accuracy is too high. Measure on images that were not."
-        )
+    if report.remark is not None:
+        yield report.remark
 
 
 def _table(report: Report) -> Iterator[str]:

@@ -55,8 +55,8 @@ def bit_depth_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--bit-depth",
         type=click.Choice(("8", "10", "12", "14", "16")),
-        help="Bits of the camera whose pixels are in 16-bit files.  [default: 16, if the values "
-        "use them; else the file is refused]",
+        help="Bits of the camera whose pixels are in 16-bit files.  [default: 16 where a value is "
+        "16384 or more; other files are refused, unless their values tell 16 bits]",
     )(run)
 
 

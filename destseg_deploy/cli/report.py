@@ -64,10 +64,6 @@ def report(
                 batch_size=batch_size,
                 report=advance,
             )
-    if seen := found.trained_on:
-        say(
-            f"note: {len(seen)} of {found.result.images} images were trained on, such as "
-            f"{seen[0]}; the accuracy is too high. Measure on images that were not.",
-            err=True,
-        )
+    if found.remark is not None:
+        say(f"note: {found.remark}", err=True)
     say(f"written to {output}")

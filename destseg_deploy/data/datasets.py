@@ -16,7 +16,7 @@ Suffixes count in any case.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -152,8 +152,7 @@ def with_masks(data: DataSet, masks: Path) -> DataSet:
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """Return the images of files, folders, globs and lists, each once; see ``finding.expand``.
 
-    Of a category in the MVTec AD layout they are the test images; of a folder with good parts and
-    masks, all but the masks.
+    Of a folder they are those of its ``scored_part``.
 
     Raises:
         DataError: If one of them names no image.
@@ -163,13 +162,28 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
         path = Path(pattern)
         if pattern.strip() and is_list(path):
             found |= dict.fromkeys(entry.path for entry in read_list(path))
-        elif (path / "test").is_dir() and any((path / name).is_dir() for name in ASIDE):
-            found |= dict.fromkeys(expand([str(path / "test")]))
+        elif pattern.strip() and path.is_dir():
+            folder, without = scored_part(path)
+            found |= dict.fromkeys(expand([str(folder)], without))
         else:
-            masks = mask_folders(path) if pattern.strip() and good_folders(path) else []
-            images = expand([pattern])
-            found |= dict.fromkeys(i for i in images if not any(m in i.parents for m in masks))
+            found |= dict.fromkeys(expand([pattern]))
     return list(found)
+
+
+def scored_part(folder: Path) -> tuple[Path, Collection[str]]:
+    """Return what of a folder is scored where it is named for that: a folder in it, or itself.
+
+    Of a category in the MVTec AD layout that is ``test``; of a folder with good parts, all but the
+    masks.
+
+    Returns:
+        The folder, and the names of folders in it that are left out, in lower case.
+    """
+    if (folder / "test").is_dir() and any((folder / name).is_dir() for name in ASIDE):
+        return folder / "test", ()
+    with os.scandir(folder) as entries:  # tells folders without a look at each of a million files
+        good = any(one.name.lower() in GOOD_NAMES and one.is_dir() for one in entries)
+    return folder, MASK_FOLDERS if good else ()
 
 
 def images_at_hand(source: str | None) -> list[Path]:
@@ -336,8 +350,8 @@ def _refuse_good(source: Path, image: Path, folders: Sequence[str]) -> None:
     # A folder 0 below one of NG parts may be the first of several cameras.
     if told := [name for name in folders if name.lower() in GOOD_NAMES and name != "0"]:
         raise DataError(
-            f"{image}: named as an NG part, and its folder is called {told[0]}. Name the folders "
-            f"of NG parts below {source}, one by one: --ng FOLDER --ng FOLDER."
+            f"{image}: among NG parts, and its folder is called {told[0]}. Rename that folder, or "
+            f"name the folders of NG parts below {source}, one by one: --ng FOLDER --ng FOLDER."
         )
 
 

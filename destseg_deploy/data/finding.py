@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from glob import has_magic
 from pathlib import Path
 
@@ -97,28 +97,36 @@ def images_below(folder: Path) -> list[Path]:
     return images
 
 
-def stream_below(folder: Path) -> Iterator[Path]:
+def stream_below(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
     """Yield the images of a folder at any depth; none if it does not exist.
 
     Only the names of one folder are held at a time, so that a million images may be below.
+
+    Args:
+        folder: The folder.
+        without: Names of folders, in lower case, that are left out.
     """
     if folder.is_dir():
-        for below in walk_folders(folder):
+        for below in walk_folders(folder, without):
             yield from _images_in(below)
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
+def expand(patterns: Sequence[str], without: Collection[str] = ()) -> list[Path]:
     """Return the images of files, folders (at any depth) and globs, each image once.
 
     A name that exists is taken as it is, brackets included. A folder that a glob matches is
     searched, as if the shell had expanded the glob.
+
+    Args:
+        patterns: What names them.
+        without: Names of folders, in lower case, that are left out.
 
     Raises:
         DataError: If one of them is empty, names no image, or names what is no regular file.
     """
     found: dict[str, Path] = {}
     for pattern in patterns:
-        images = _expand_one(pattern)
+        images = _expand_one(pattern, without)
         if not images:
             raise DataError(
                 f"{pattern}: no images there. Expected a file, a folder or a quoted glob of "
@@ -130,7 +138,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def _expand_one(pattern: str) -> list[Path]:
+def _expand_one(pattern: str, without: Collection[str]) -> list[Path]:
     if not pattern.strip():
         raise DataError(f"{pattern!r}: an empty name. Expected images; '.' is the current folder.")
     path = Path(pattern)
@@ -145,7 +153,7 @@ def _expand_one(pattern: str) -> list[Path]:
         if any(is_own(part) for part in (match, *match.parents)):
             continue
         if match.is_dir():
-            images += list_below(match)
+            images += stream_below(match, without)
         elif named:
             check_regular(match)
             images.append(match)
@@ -183,14 +191,19 @@ def _images_in(folder: Path) -> Iterator[Path]:
     return (path for path in _visible(folder) if is_image(path) and not path.is_dir())
 
 
-def walk_folders(folder: Path) -> Iterator[Path]:
-    """Yield a folder and those below it, the nearest first, each real folder once."""
+def walk_folders(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
+    """Yield a folder and those below it, the nearest first, each real folder once.
+
+    Args:
+        folder: The folder.
+        without: Names of folders, in lower case, that are left out with all below them.
+    """
     queue, seen = [folder], set[str]()
     for current in queue:
         real = os.path.realpath(current)
         if real not in seen:
             seen.add(real)
-            queue += list_folders(current)
+            queue += (one for one in list_folders(current) if one.name.lower() not in without)
             yield current
 
 

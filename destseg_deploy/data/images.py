@@ -147,17 +147,15 @@ def _read(
     image: Image.Image, name: Path | str, bit_depth: int | None, content: bytes | None = None
 ) -> NDArray[np.uint8]:
     depth = stated_depth(image) or _known(bit_depth) or _ASSUMED.get()
-    pixels = _colours(decode(image, name, content))
-    return np.ascontiguousarray(_to_bytes(pixels, depth, name))
+    pixels = _to_bytes(_without_alpha(decode(image, name, content)), depth, name)
+    colours: Any = pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(colours)
 
 
-def _colours(pixels: Pixels) -> Pixels:
-    """Drop alpha, and repeat grey over three channels."""
-    if pixels.ndim == 3 and pixels.shape[2] >= 3:
-        return pixels[:, :, :3]
-    grey: Any = pixels.reshape(*pixels.shape[:2], -1)[:, :, :1]
-    colours: Pixels = np.repeat(grey, 3, axis=2)
-    return colours
+def _without_alpha(pixels: Pixels) -> Pixels:
+    """Return the colours, or the grey, (H, W, 3) or (H, W, 1)."""
+    deep: Any = pixels.reshape(*pixels.shape[:2], -1)
+    return deep[:, :, : 3 if deep.shape[2] >= 3 else 1]  # type: ignore[no-any-return]
 
 
 def _to_bytes(pixels: Pixels, depth: int | None, name: Path | str) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -106,7 +106,8 @@ def refuse_repeated(path: Path, entries: Sequence[Entry]) -> None:
 def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     head = text.partition("\n")[0]
     table = io.StringIO(text, newline="")  # a name in quotes may hold a line break
-    reader = csv.DictReader(table, delimiter=max(",;\t", key=head.count))
+    delimiter = max(",;\t", key=head.count)
+    reader: csv.DictReader[Any] = csv.DictReader(table, delimiter=delimiter)
     names = [name.strip().lower() for name in reader.fieldnames or ()]
     if "path" not in names:
         raise DataError(
@@ -117,10 +118,10 @@ def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     reader.fieldnames = names
     rows = [(reader.line_num, row) for row in reader]
     for number, row in rows:
-        if None in row:
+        if any(cell.strip() for cell in row.get(None, ())):
             raise DataError(
                 f"{path}: row {number} has more cells than the {len(names)} columns. Put a name "
-                "that holds a comma into double quotes."
+                f"that holds {delimiter!r} into double quotes."
             )
     return rows
 
@@ -136,10 +137,11 @@ def _json_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     return list(enumerate(rows, 1))
 
 
-def _refuse_misspelt(names: Iterable[str], path: Path) -> None:
+def _refuse_misspelt(names: Collection[str], path: Path) -> None:
     """Refuse a column whose name is nearly one that is read: without labels, all parts are good."""
     for name in names:
-        if name not in COLUMNS and (like := get_close_matches(name, COLUMNS, 1, 0.75)):
+        missing = [one for one in COLUMNS if one not in names]
+        if name not in COLUMNS and (like := get_close_matches(name, missing, 1, 0.8)):
             raise DataError(
                 f"{path}: a column {name!r}, expected {', '.join(COLUMNS)}. Call it {like[0]!r}, "
                 "or give it a name that is not so near to it."

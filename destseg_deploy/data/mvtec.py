@@ -208,8 +208,10 @@ def mask_folders(folder: Path) -> list[Path]:
     """Return the folders below a folder whose names say that they hold masks."""
     if not folder.is_dir():
         return []
-    below = walk_folders(folder)
-    return [path for path in below if path != folder and path.name.lower() in MASK_FOLDERS]
+    above = walk_folders(folder, MASK_FOLDERS)  # none of masks, so that none lies in another
+    return [
+        mask for one in above for mask in list_folders(one) if mask.name.lower() in MASK_FOLDERS
+    ]
 
 
 def assign_masks(
@@ -263,7 +265,7 @@ def _mask_of(
     if found:
         seen = f"{len(found)} masks, {found[0]} and {found[1]}"
     elif named:
-        seen = f"no mask, and the folder of {named[0][0]} is not that of a {sample.defect}"
+        seen = f"no mask; {named[0][0]} has its name, and lies in another folder"
     raise DataError(
         f"{image}: {seen}. Expected one {image.stem}.png or {image.stem}_mask.png below "
         f"{' or '.join(map(str, roots))}, there in no folder or in {sample.defect}; without masks, "

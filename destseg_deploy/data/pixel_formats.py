@@ -108,10 +108,12 @@ def to_rgb(
     return _CONVERSIONS[frame_format](frame)
 
 
-def to_8_bit(values: NDArray[Any], maximum: int) -> NDArray[np.uint8]:
+def to_8_bit(values: NDArray[np.unsignedinteger[Any]], maximum: int) -> NDArray[np.uint8]:
     """Scale values of any shape so that ``maximum``, 1 to 65535, is 255; halves are rounded up."""
-    wide = np.minimum(values.astype(np.uint32), maximum)
-    return ((wide * 255 + maximum // 2) // maximum).astype(np.uint8)
+    levels = np.minimum(np.arange(1 << 16, dtype=np.uint32), maximum)
+    table = ((levels * 255 + maximum // 2) // maximum).astype(np.uint8)
+    scaled: NDArray[np.uint8] = table[values]
+    return scaled
 
 
 def _maximum(frame_format: FrameFormat, maximum: int | None) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,13 +40,12 @@ def seen_in_training(record: TrainingRecord | None, images: Sequence[Path]) -> l
         every = open_dataset(Path(record.data)).train()
     except DataError:  # the training data is not at hand
         return []
-    held_out = Counter(record.held_out)
-    trained = []
-    for path, name in zip(every, names_below(every, every), strict=True):
-        if held_out[name]:  # older trainings took lists that named an image several times
-            held_out[name] -= 1
-        else:
-            trained.append(path)
+    held_out = set(record.held_out)
+    trained = [
+        path
+        for path, name in zip(every, names_below(every, every), strict=True)
+        if name not in held_out
+    ]
     known: dict[tuple[int, str], list[Path]] = {}
     for path in trained:
         known.setdefault(_mark(path), []).append(path)

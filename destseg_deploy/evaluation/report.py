@@ -136,7 +136,8 @@ def _measure(
     test = score_test_set(predictor, data, batch_size=batch_size, report=report)
     result, curves = compute_metrics_and_curves(test)
     seen = seen_in_training(predictor.spec.training, [sample.image for sample in test.samples])
-    return Report(artifact, data.source, test, result, curves, predictor.spec, tuple(seen))
+    spec = predictor.spec
+    return Report(artifact, data.source, test, result, curves, spec, trained_on=tuple(seen))
 
 
 @contextmanager

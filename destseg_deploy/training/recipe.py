@@ -7,12 +7,12 @@ the paper's values.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from destseg_deploy.data.synthesis import PAPER_ROTATIONS, ROTATIONS
-from destseg_deploy.device import Device
 from destseg_deploy.errors import TrainingError
 from destseg_deploy.options import MOST_THREADS, Checked, option
 from destseg_deploy.spec import MAX_NETWORK_SIDE, TilingSpec
@@ -243,8 +243,8 @@ class TrainingOptions(Checked):
     )
     threads: int = option(
         0,
-        "CPU threads of a run, and on Ray the CPUs that it reserves. Another number rounds "
-        "otherwise.",
+        "CPU threads of a run, and on Ray the CPUs that it reserves. Another number changes the "
+        "last bits of the result.",
         between=(0, MOST_THREADS),
         unset="PyTorch's choice here",
     )
@@ -281,7 +281,7 @@ class TrainingOptions(Checked):
             TrainingError: With the field, its value, and what was expected.
         """
         super().__post_init__()
-        known = self.device == "auto" or Device.parse(self.device).kind in ("cpu", "cuda")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device, re.ASCII) is not None
         check_option(known, "device", self.device, "auto, cpu, cuda or cuda:<index>")
         rate = self.false_reject_rate
         check_option(0 < rate < 1, "false_reject_rate", rate, "between 0 and 1")

@@ -93,7 +93,9 @@ def test_the_steps_of_the_readme_give_a_score(artifact, tmp_path):
         frame.save(tmp_path / name)
     flags = shlex.join(["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O0", *UNITY])
     text = "\n".join(steps()).replace("cable-fp32.onnx", "tiny.onnx")
-    *lines, compiled, shown = text.replace("-B build", f"-B build {flags}", 1).splitlines()
+    *lines, compiled, shown = text.replace(
+        "-S inspection", f"-S inspection {flags}", 1
+    ).splitlines()
     assert len(lines) == 4
     if shutil.which("mcs") is None or shutil.which("mono") is None:
         compiled = shown = "true"

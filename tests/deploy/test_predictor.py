@@ -1,7 +1,9 @@
 """Predictor: any number and size of frames, judged; through every back end the same."""
 
 import copy
+import gc
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -131,6 +133,20 @@ def test_frames_before_one_that_is_refused_are_answered(size):
             seen.extend(predictor.stream(source, batch_size=size))
         # list.extend keeps what came before the error.
         np.testing.assert_array_equal([one.score[0] for one in seen], predictor(frames).score)
+
+
+def test_a_refused_frame_keeps_no_runtime_alive():
+    """A cycle of an error and its frames would hold it, and device memory, until a collection."""
+    gc.disable()
+    try:
+        predictor = _predictor(1, 2, 4)
+        runtime = weakref.ref(predictor.runtime)
+        with pytest.raises(DataError):
+            predictor([_frames(1)[0], "gone.png"])
+        del predictor
+        assert runtime() is None
+    finally:
+        gc.enable()
 
 
 def test_batch_size_may_be_chosen_within_the_artifacts():

@@ -275,6 +275,9 @@ def test_a_good_image_counts_once_whatever_it_is_called(predictor, category, tmp
     """99 names of one image guarantee nothing."""
     good = list_images(category / "train/good")
     (tmp_path / "again.png").symlink_to(good[0])
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    with pytest.raises(DataError, match=r"loop\.png"):
+        measure_normal(predictor, [tmp_path / "loop.png"])
     for again in (good[0], tmp_path / "again.png"):
         with pytest.raises(DataError, match=r"the same image as .*each image once"):
             measure_normal(predictor, [*good, again])

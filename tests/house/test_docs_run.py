@@ -51,6 +51,7 @@ PARSED_ONLY = {
     r"--on ray": "a Ray cluster: tests/*/*/test_on_ray.py, make test-ray",
     r"s3://": "a bucket: tests/deploy/archive reads other URIs",
     r"FILE|ARTIFACT|FOLDER|\bDIR\b": "no line, but how one is made",
+    r"-seed0": "a training with several seeds: tests/deploy/cli/test_train.py",
     r"\.pckl": "a checkpoint of the authors: tests/deploy/models/test_weights.py",
     r"--server-url": "asks a server: tests/deploy/runtime/server",
     r"destseg page": "serves until it is stopped: tests/deploy/serving",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from destseg_deploy.at_start import COMMANDS
 from destseg_export.cpp_project import LIBRARY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,12 @@ def test_every_command_can_be_loaded(config):
     assert set(installed) == names, "install again: make install"
     for entry in installed.values():
         assert callable(entry.load())
+
+
+def test_all_commands_end_quietly_while_they_are_imported(config):
+    lines = config["options.entry_points"]["console_scripts"].strip().splitlines()
+    names = {line.split("=")[0].strip() for line in lines}
+    assert names == {"destseg", *(f"destseg-{one}" for one in COMMANDS.split())}
 
 
 def test_a_wheel_holds_exactly_the_three_packages(tmp_path):

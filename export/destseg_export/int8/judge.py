@@ -156,9 +156,10 @@ def check_reference(answers: Answers) -> None:
     if not found > least:
         raise ExportError(
             f"the float32 graph tells normal from anomalous with an image AUROC of {found:.3f}, "
-            f"expected above {least:.3f}: on {len(answers.labels)} images, a graph with {CHANCE} "
-            "exceeds that once in 20 times (guessing has 0.5). What int8 loses cannot be "
-            "measured. Nothing was written. Train longer, or pass more images with --labelled."
+            f"expected above {least:.3f}: on {len(answers.labels)} images, a graph whose true "
+            f"AUROC is {CHANCE} reaches that by chance in 5 % of cases (guessing has 0.5). What "
+            "int8 loses cannot be measured. Nothing was written. Train longer, or pass more "
+            "images with --labelled."
         )
 
 

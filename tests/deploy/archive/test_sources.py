@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from destseg_deploy.archive.sources import stream_paths
+from destseg_deploy.data.datasets import find_images
 from destseg_deploy.data.finding import stream_below
 from destseg_deploy.errors import DataError
 from tests.deploy.archive.cases import write_image
@@ -33,6 +34,21 @@ def test_a_folder_is_searched_at_any_depth(tree, monkeypatch):
     monkeypatch.chdir(tree.parent)
     assert found("in") == wanted, "absolute, so that another folder goes on"
     assert found("in/*.png", "in/deep/c#1.png") == [wanted[0], wanted[2]]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("good/1.png", "dent/2.png", "masks/dent/2_mask.png"),
+        ("train/good/1.png", "test/good/2.png"),
+        ("test/dent/2.png", "ground_truth/dent/2_mask.png"),
+        ("good/1.png", "0/2.png"),
+    ],
+)
+def test_an_archive_has_the_images_that_predict_has_of_a_folder(tmp_path, files):
+    for name in files:
+        write_image(tmp_path / name, 9)
+    assert sorted(found(tmp_path)) == sorted(map(str, find_images([str(tmp_path)])))
 
 
 def test_a_folder_is_streamed(tree):

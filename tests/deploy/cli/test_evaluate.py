@@ -176,8 +176,8 @@ def test_what_has_no_labels_says_how_to_give_them(data):
         (("FOLDER", "--good", "x", "--ng", "y"), "Give one of"),
         (("--good", "x"), "--good and --ng go together"),
         (("--ng", "x"), "--good and --ng go together"),
-        (("FOLDER", "--data", "x"), "--data is the folder of --category"),
-        (("--good", "x", "--ng", "y", "--data", "x"), "--data is the folder of --category"),
+        (("FOLDER", "--data", "x"), "--data goes with --category"),
+        (("--good", "x", "--ng", "y", "--data", "x"), "--data goes with --category"),
     ],
 )
 def test_labels_that_are_given_twice_or_by_half_are_misuse(data, arguments, words):

@@ -1,16 +1,13 @@
 """Data sets: every layout that a command takes, its labels and masks, and what is refused."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from destseg_deploy.data import seen
 from destseg_deploy.data.datasets import (
-    DataSet,
     find_images,
     images_at_hand,
     name_of,
@@ -88,7 +85,7 @@ def test_all_folders_of_good_parts_are_good(tmp_path):
     kinds = [(s.image.parent.name, s.defect) for s in data.test()]
     assert sorted(kinds[:3]) == [("OK", "good"), ("good", "good"), ("normal", "good")]
     assert kinds[3:] == [("scratch", "scratch")]
-    with pytest.raises(DataError, match=r"named as an NG part, and its folder is called OK\. Name"):
+    with pytest.raises(DataError, match=r"among NG parts, and its folder is called OK\. Rename"):
         of_folders(tmp_path / "good", [tmp_path]).test()
 
 
@@ -308,6 +305,15 @@ def test_a_row_that_may_be_meant_otherwise_is_refused(tmp_path, name, text, word
         open_dataset(tmp_path / name)
 
 
+@pytest.mark.parametrize("other", ["task", "mark", "label_id", "mask2", "paths"])
+def test_columns_of_others_are_not_read(tmp_path, other):
+    (tmp_path / "a.csv").write_text(
+        f"path,label,mask,{other}\na.png,good,,x\nb.png,dent,m.png,x,\n"
+    )
+    found = open_dataset(tmp_path / "a.csv").test()
+    assert [one.defect for one in found] == ["good", "dent"]
+
+
 def test_a_list_has_its_names_in_any_case_and_other_columns(tmp_path):
     (tmp_path / "a.json").write_text(
         '[{"Path": "a.png", "LABEL": "good", "camera": 1}, {"Path": "b.png", "LABEL": "dent"}]'
@@ -350,6 +356,8 @@ def test_images_alone_are_without_masks_and_what_was_trained_on(tmp_path):
     write(tmp_path / "cable", "train/good/1.png", "test/good/2.png")
     assert [p.name for p in find_images([str(tmp_path / "tm")])] == ["2.png", "1.png"]
     assert [p.name for p in find_images([str(tmp_path / "cable")])] == ["2.png"]
+    write(tmp_path / "unlabelled", "good/1.png", "0/2.png")  # labels are not asked for
+    assert len(find_images([str(tmp_path / "unlabelled")])) == 2
 
 
 def test_images_at_hand_are_those_of_the_training_data(tmp_path):
@@ -371,17 +379,6 @@ def test_images_that_were_trained_on_are_known_by_path_and_by_content(tmp_path):
     assert seen_in_training(None, [two]) == []
     gone = TrainingRecord(data=str(tmp_path / "gone"), images=2)
     assert seen_in_training(gone, [two]) == []
-
-
-def test_an_image_that_a_list_named_twice_was_trained_on(tmp_path, monkeypatch):
-    """Older trainings took such lists. The held-out copy hid that the other was trained on."""
-    one, two = write(tmp_path, "1.png", "2.png")
-    every = DataSet("x", tmp_path, lambda: [one, two, one], lambda: [], lambda: [])
-    monkeypatch.setattr(seen, "open_dataset", lambda source: every)
-    record = TrainingRecord(data=str(tmp_path), images=2, held_out=("1.png",))
-    assert seen_in_training(record, [one, two]) == [one, two]
-    every = replace(every, train=lambda: [one, two])
-    assert seen_in_training(record, [one, two]) == [two]
 
 
 def test_a_list_may_mix_absolute_and_relative_paths(tmp_path, monkeypatch):

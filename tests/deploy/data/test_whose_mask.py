@@ -31,7 +31,7 @@ def test_a_mask_of_another_kind_is_not_taken(tmp_path, named):
         kinds = ("dent",) if named == "dent" else ("scratch", "dent")
         folders = of_folders(tmp_path / "good", [tmp_path / kind for kind in kinds])
         data = with_masks(folders, tmp_path / "masks")
-    words = r"dent/0\.png: no mask, and the folder of .*scratch/0_mask\.png is not that of a dent"
+    words = r"dent/0\.png: no mask; .*scratch/0_mask\.png has its name, and lies in another folder"
     with pytest.raises(DataError, match=words):
         data.test()
 
@@ -73,6 +73,13 @@ def test_masks_below_the_ng_parts_are_no_ng_parts(tmp_path, masks):
     ]
     assert told(open_dataset(tmp_path).test(), tmp_path) == expected
     assert told(of_folders(tmp_path / "good", [tmp_path / "ng"]).test(), tmp_path) == expected
+
+
+def test_a_folder_of_masks_in_another_is_one_folder_of_masks(tmp_path):
+    write(tmp_path / "ng", "dent/0.png", "ground_truth/mask/0.png")
+    write(tmp_path / "good", "1.png")
+    (_, found) = of_folders(tmp_path / "good", [tmp_path / "ng"]).test()
+    assert found.mask == tmp_path / "ng/ground_truth/mask/0.png"
 
 
 def test_masks_without_ng_parts_are_refused(tmp_path):

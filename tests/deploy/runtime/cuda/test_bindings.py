@@ -202,6 +202,8 @@ def test_the_suite_passes_with_the_real_bindings_on_a_fake_driver(tmp_path):
     """
     if not fake_driver.compiler():
         pytest.skip("needs a C compiler for the fake driver")
+    if real := [one for one in _candidates() if Path(one).is_absolute()]:
+        pytest.skip(f"{real[0]} is found before the fake, and compiles for no fake driver")
     for name in ("libcuda.so.1", "libnvrtc.so.13"):
         fake_driver.build(tmp_path, name)
     bindings = ["driver", *(["cuda.core"] if _installed("cuda.core") else [])]
