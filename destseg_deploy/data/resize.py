@@ -157,8 +157,8 @@ def remark_squeeze(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
         return False
     warnings.warn(
         f"images of {shape[1]}x{shape[0]} pixels are resized to {size[1]}x{size[0]}: one side is "
-        f"squeezed {squeeze:.3g} times as much as the other, and small defects may vanish. Cut "
-        "such images into tiles that are nearly square.",
+        f"squeezed {squeeze:.3g} times as much as the other, and small defects may vanish. "
+        "Train on tiles (--scale), or cut such images into nearly square ones.",
         DataWarning,
         stacklevel=1,
     )
