@@ -155,7 +155,8 @@ def _read(
 def _without_alpha(pixels: Pixels) -> Pixels:
     """Return the colours, or the grey, (H, W, 3) or (H, W, 1)."""
     deep: Any = pixels.reshape(*pixels.shape[:2], -1)
-    return deep[:, :, : 3 if deep.shape[2] >= 3 else 1]  # type: ignore[no-any-return]
+    found: Pixels = deep[:, :, : 3 if deep.shape[2] >= 3 else 1]
+    return found
 
 
 def _to_bytes(pixels: Pixels, depth: int | None, name: Path | str) -> NDArray[np.uint8]:

@@ -73,12 +73,13 @@ def test_a_region_is_compared_on_maps_of_another_size_too(frames):
 
 
 def test_rounding_at_the_ends_is_no_bad_value(frames):
-    lifted = lambda maps, scores: Prediction(maps + np.float32(1e-6), scores)  # noqa: E731
-    wrong = lambda maps, scores: Prediction(maps + np.float32(1e-4), scores)  # noqa: E731
+    def lifted_by(step):
+        return lambda maps, scores: Prediction(maps + np.float32(step), scores)
+
     white = [np.full_like(frames[0], 255), *frames]
-    assert _parity(lifted, white).bad_values == 0
+    assert _parity(lifted_by(1e-6), white).bad_values == 0
     with pytest.raises(BackendError, match="expected a number from 0 to 1"):
-        _parity(wrong, white)
+        _parity(lifted_by(1e-4), white)
 
 
 def _shift_one_pixel(maps, scores):
