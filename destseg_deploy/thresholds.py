@@ -15,7 +15,6 @@ Only the spec (the ``.json``) is written. The artifact itself is never touched.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from destseg_deploy.data.datasets import DataSet
+from destseg_deploy.data.finding import find_repeated
 from destseg_deploy.errors import DataError, MetricError
 from destseg_deploy.evaluation.metrics import f1_max
 from destseg_deploy.evaluation.test_set import score_test_set
@@ -84,14 +84,12 @@ def measure_normal(
         MetricError: As ``from_normal``.
     """
     paths = [Path(image) for image in images]
-    first: dict[str, Path] = {}
-    for path in paths:
-        # Two links to one file are one image, too.
-        if (other := first.setdefault(os.path.realpath(path), path)) is not path:
-            raise DataError(
-                f"{path}: the same image as {other}. Expected each image once, since the guarantee "
-                "counts them."
-            )
+    if found := find_repeated(paths):
+        first, second = (paths[place] for place in found)
+        raise DataError(
+            f"{second}: the same image as {first}. Expected each image once, since the guarantee "
+            "counts them."
+        )
     scores, peaks = score_images(predictor, paths, report=report)
     return from_normal(scores, peaks, rate)
 

@@ -25,7 +25,7 @@ from destseg_deploy.data import mvtec
 from destseg_deploy.data.finding import (
     common_folder,
     expand,
-    file_key,
+    find_repeated,
     images_below,
     list_below,
     list_folders,
@@ -373,15 +373,13 @@ def _bad_of_list(path: Path) -> list[Sample]:
 
 def _refuse_repeated(samples: Sequence[Sample]) -> None:
     """Refuse an image that was named twice: it would count twice, or as good and as NG."""
-    seen: dict[str, Sample] = {}
-    for sample in samples:
-        first = seen.setdefault(file_key(sample.image), sample)
-        if first is not sample:
-            labels = sorted({first.defect, sample.defect})
-            raise DataError(
-                f"{sample.image}: named twice, as {' and as '.join(labels)}. Expected each image "
-                "once; name folders of which none holds another (--good FOLDER --ng FOLDER)."
-            )
+    if found := find_repeated([sample.image for sample in samples]):
+        first, second = (samples[place] for place in found)
+        labels = sorted({first.defect, second.defect})
+        raise DataError(
+            f"{second.image}: named twice, as {' and as '.join(labels)}. Expected each image "
+            "once; name folders of which none holds another (--good FOLDER --ng FOLDER)."
+        )
 
 
 def _all_masked(samples: list[Sample]) -> list[Sample]:

@@ -49,6 +49,18 @@ def file_key(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
+def find_repeated(paths: Sequence[Path]) -> tuple[int, int] | None:
+    """Return the places of two paths that lead to one file, through links or not; or None.
+
+    An image that counts twice is no second part, and one that is held out must not be trained on.
+    """
+    places: dict[str, int] = {}
+    for place, path in enumerate(paths):
+        if (first := places.setdefault(os.path.realpath(path), place)) != place:
+            return first, place
+    return None
+
+
 def folder_below(folder: Path, common: Path | None) -> Path:
     """Return what a folder is called below ``common_folder``'s; without one, below its drive."""
     whole = Path(os.path.abspath(folder))

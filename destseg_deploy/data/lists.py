@@ -24,7 +24,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from destseg_deploy.data.finding import file_key
+from destseg_deploy.data.finding import find_repeated
 from destseg_deploy.errors import DataError
 from destseg_deploy.text import decode_text
 
@@ -92,15 +92,13 @@ def refuse_repeated(path: Path, entries: Sequence[Entry]) -> None:
     Raises:
         DataError: With the image and both rows.
     """
-    seen: dict[str, Entry] = {}
-    for entry in entries:
-        first = seen.setdefault(file_key(entry.path), entry)
-        if first is not entry:
-            labels = "" if first.label == entry.label else f", as {first.label} and {entry.label}"
-            raise DataError(
-                f"{path}: rows {first.row} and {entry.row} name the same image, {entry.path}"
-                f"{labels}. Expected each image once; delete one of the rows."
-            )
+    if found := find_repeated([entry.path for entry in entries]):
+        first, entry = (entries[place] for place in found)
+        labels = "" if first.label == entry.label else f", as {first.label} and {entry.label}"
+        raise DataError(
+            f"{path}: rows {first.row} and {entry.row} name the same image, {entry.path}"
+            f"{labels}. Expected each image once; delete one of the rows."
+        )
 
 
 def _csv_rows(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:

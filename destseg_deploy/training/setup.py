@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from destseg_deploy.data.datasets import DataSet, open_dataset
-from destseg_deploy.data.finding import file_key
+from destseg_deploy.data.finding import find_repeated
 from destseg_deploy.data.textures import open_textures
 from destseg_deploy.errors import TrainingError
 from destseg_deploy.files import sha256
@@ -157,13 +157,12 @@ def split_holdout(images: Sequence[Path], share: float) -> tuple[list[Path], lis
         TrainingError: If the share leaves no image to train on, or an image is there twice: it
             would be in both.
     """
-    seen: set[str] = set()
-    for path in images:
-        if (key := file_key(path)) in seen:
-            raise TrainingError(
-                f"{path}: twice among the images to train on. Expected each once; leave one out."
-            )
-        seen.add(key)
+    if found := find_repeated(images):
+        first, second = (images[place] for place in found)
+        raise TrainingError(
+            f"{second}: the same image as {first}. Expected each image to train on once; leave one "
+            "out."
+        )
     # 0.07 of 100 images must stay 7 even where rounding makes it 7.000000000000001.
     count = math.ceil(round(share * len(images), 9))
     if count >= len(images):

@@ -65,8 +65,18 @@ def test_holdout_takes_no_image_too_many(share: float, count: int, held: int) ->
 
 def test_an_image_is_not_held_out_and_trained_on() -> None:
     images = [Path("a/1.png"), Path("a/2.png"), Path("a/../a/1.png")]
-    with pytest.raises(TrainingError, match=r"a/1\.png: twice among the images to train on"):
+    with pytest.raises(
+        TrainingError, match=r"a/1\.png: the same image as .*Expected each image to train on once"
+    ):
         split_holdout(images, 0.3)
+
+
+def test_two_links_to_one_image_are_refused_before_the_training(tmp_path: Path) -> None:
+    """The threshold at its end would refuse them, and hours would be lost."""
+    (tmp_path / "1.png").touch()
+    (tmp_path / "2.png").symlink_to("1.png")
+    with pytest.raises(TrainingError, match=r"2\.png: the same image as .*1\.png"):
+        split_holdout([tmp_path / "1.png", tmp_path / "2.png"], 0.3)
 
 
 def test_no_holdout_keeps_all() -> None:
